@@ -1,0 +1,54 @@
+/* cache.h - the tokens of one sequence and the pages that hold its keys and values.
+ *
+ * One page is 64 positions of one step (kv.h). A sequence has a row of pages for every step it runs; rows grow a page at
+ * a time and nothing is ever copied. Pages are counted references, so sequences with the same beginning can share them.
+ */
+#ifndef OURO_ENGINE_CACHE_H
+#define OURO_ENGINE_CACHE_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model/kv.h"
+
+/* Counts the bytes of live pages against a limit. Used from one thread at a time. */
+typedef struct ouro_page_budget {
+    const ouro_kv_layout *layout;
+    size_t bytes, peak, limit;
+} ouro_page_budget;
+
+typedef struct ouro_page {
+    int refs;
+    uint8_t *data;                   /* [page_bytes], zero when new */
+} ouro_page;
+
+typedef struct ouro_sequence {
+    ouro_page_budget *budget;
+    int n_steps;                     /* rows of pages */
+    int n_blocks, block_capacity;    /* pages in each row */
+    ouro_page **page;                /* [n_steps][block_capacity] */
+    uint8_t **data;                  /* the same, the bare pointers that lanes read */
+    int32_t *tokens;                 /* [token_capacity], n_tokens in use */
+    int n_tokens, token_capacity;
+} ouro_sequence;
+
+ouro_page *ouro_page_new(ouro_page_budget *b);
+ouro_page *ouro_page_share(ouro_page *p);
+void ouro_page_release(ouro_page_budget *b, ouro_page *p);
+
+int ouro_sequence_init(ouro_sequence *s, ouro_page_budget *b, int n_steps, const int32_t *tokens, int n);
+void ouro_sequence_fini(ouro_sequence *s);
+/* Pages for positions 0..n-1 at every step. OURO_ERR_MEMORY with the numbers when the budget or the system has none. */
+int ouro_sequence_reserve(ouro_sequence *s, int n);
+int ouro_sequence_append(ouro_sequence *s, int32_t token);
+
+static inline uint8_t *const *ouro_sequence_pages(const ouro_sequence *s, int step)
+{
+    return (uint8_t *const *)(s->data + (size_t)step * (size_t)s->block_capacity);
+}
+
+/* Bytes of pages for n positions at n_steps steps. */
+size_t ouro_cache_bytes(const ouro_kv_layout *y, int n, int n_steps);
+
+#endif

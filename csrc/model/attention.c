@@ -1,0 +1,177 @@
+/* attention.c - causal attention over blocks of 64 positions, online softmax, blocks merged in ascending order.
+ *
+ *   s = K q,  x = s / sqrt(d_head),  m' = max(m, x),  l = l exp(m - m') + sum exp(x - m'),
+ *   o = o exp(m - m') + V exp(x - m'),  z = o / l
+ *
+ * A row's blocks and their order depend on its position alone, and rows never meet, so the result has the same bits
+ * whether a lane is attended alone or with others. Rows of a span are lanes (ascending position) times the query heads
+ * that share the kv head; products over them are the packed-tile kernels. A speculative lane's own key and those of
+ * its guessed ancestors are laid over a copy of the block they belong to.
+ */
+#include "model/attention.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/math.h"
+
+/* Per-thread scratch, each part 64-byte aligned. */
+typedef struct scratch {
+    ouro_acts q, p;              /* [ROWS] queries (cols d_head) and probabilities (cols 64), f32 or bf16 */
+    float *s;                    /* [ROWS][64] f32 */
+    float *o;                    /* [ROWS][head_pad] f32 */
+    float *m, *l;                /* [ROWS] running maximum and sum */
+    uint16_t *expanded;          /* an int8 block as bf16 */
+    uint8_t *overlaid;           /* a block with side rows laid over it */
+} scratch;
+
+/* Hands out aligned parts of base; with base NULL it only counts. */
+typedef struct cutter { uint8_t *base; size_t used; } cutter;
+
+static void *take(cutter *c, size_t bytes)
+{
+    size_t at = c->used;
+    c->used += (bytes + 63) & ~(size_t)63;
+    return c->base ? c->base + at : NULL;
+}
+
+static void acts_at(ouro_acts *x, cutter *at, ouro_act_kind kind, int cols)
+{
+    memset(x, 0, sizeof *x);
+    x->kind = (int)kind;
+    x->kpad = cols;
+    x->stride = ((((size_t)cols * (kind == OURO_ACT_F32 ? 4 : 2) + 63) / 64) | 1) * 64;
+    x->data = take(at, x->stride * OURO_ATTEND_ROWS);
+}
+
+/* Cuts scratch from `base`; returns the bytes it takes. */
+static size_t cut_scratch(const ouro_workspace *ws, uint8_t *base, scratch *t)
+{
+    const ouro_kv_layout *y = &ws->kv;
+    ouro_act_kind kind = y->dtype == OURO_KV_F32 ? OURO_ACT_F32 : OURO_ACT_BF16;
+    cutter at = {base, 0};
+    acts_at(&t->q, &at, kind, y->k_pad);
+    acts_at(&t->p, &at, kind, OURO_BLOCK);
+    t->s = take(&at, OURO_ATTEND_ROWS * OURO_BLOCK * sizeof(float));
+    t->o = take(&at, OURO_ATTEND_ROWS * (size_t)ouro_head_pad(&ws->model->config) * sizeof(float));
+    t->m = take(&at, OURO_ATTEND_ROWS * sizeof(float));
+    t->l = take(&at, OURO_ATTEND_ROWS * sizeof(float));
+    t->expanded = take(&at, (y->k_elements + y->v_elements) * sizeof(uint16_t));
+    t->overlaid = take(&at, y->block_bytes);
+    return at.used;
+}
+
+size_t ouro_attention_scratch_bytes(const ouro_workspace *ws)
+{
+    scratch t;
+    return cut_scratch(ws, NULL, &t);
+}
+
+int ouro_attention_spans(const ouro_lane *lanes, int n, int heads_per_kv, ouro_span *spans)
+{
+    int most = OURO_ATTEND_ROWS / heads_per_kv, count = 0;
+    for (int i = 0; i < n; i++) {
+        const ouro_span *last = count ? &spans[count - 1] : NULL;
+        int joins = last && i - last->begin < most && !lanes[i].side && !lanes[i - 1].side
+                    && lanes[i].pages == lanes[i - 1].pages && lanes[i].pos == lanes[i - 1].pos + 1;
+        if (joins) spans[count - 1].end = i + 1;
+        else spans[count++] = (ouro_span){i, i + 1};
+    }
+    return count;
+}
+
+/* The block with the side rows of the lane's chain that fall into it, or the page's own block when none do. */
+static const uint8_t *visible_block(const ouro_workspace *ws, const ouro_lane *lane, int b, int layer, int head,
+                                    uint8_t *copy)
+{
+    const ouro_kv_layout *y = &ws->kv;
+    const uint8_t *block = lane->pages[b] ? ouro_kv_block(y, lane->pages[b], layer, head) : NULL;
+    int copied = 0;
+    for (const ouro_side *s = lane->side; s; s = s->parent) {
+        if (s->pos / OURO_BLOCK != b) continue;
+        if (!copied && block) memcpy(copy, block, y->block_bytes);
+        else if (!copied) memset(copy, 0, y->block_bytes);
+        copied = 1;
+        ouro_side_to_block(y, copy, s->pos % OURO_BLOCK, ouro_side_row(y, s->rows, layer, head, 0),
+                           ouro_side_row(y, s->rows, layer, head, 1));
+    }
+    return copied ? copy : block;
+}
+
+static void load_queries(const ouro_workspace *ws, ouro_span span, int head, int per_kv, scratch *t)
+{
+    const ouro_config *c = &ws->model->config;
+    int row = 0, pad = ouro_head_pad(c);
+    for (int i = span.begin; i < span.end; i++)
+        for (int j = 0; j < per_kv; j++, row++) {
+            const float *q = ws->qkv + (size_t)i * ouro_qkv_stride(c) + (size_t)(head * per_kv + j) * (size_t)pad;
+            uint8_t *to = t->q.data + (size_t)row * t->q.stride;
+            if (t->q.kind == OURO_ACT_BF16) {
+                ws->model->kernels->to_bf16(q, c->d_head, t->q.kpad, (uint16_t *)(void *)to);
+            } else {
+                memset(to, 0, (size_t)t->q.kpad * sizeof(float));
+                memcpy(to, q, (size_t)c->d_head * sizeof(float));
+            }
+            t->m[row] = -INFINITY;
+            t->l[row] = 0.0f;
+        }
+    memset(t->o, 0, (size_t)row * (size_t)pad * sizeof(float));
+}
+
+/* scores of one row to probabilities; the old output is scaled to the new maximum */
+static void soften(const ouro_workspace *ws, scratch *t, int row, int visible, const float *k_scale,
+                   const float *v_scale)
+{
+    const ouro_kernels *kernels = ws->model->kernels;
+    const ouro_config *c = &ws->model->config;
+    float *s = t->s + (size_t)row * OURO_BLOCK, scale = 1.0f / sqrtf((float)c->d_head), alpha;
+    uint8_t *p = t->p.data + (size_t)row * t->p.stride;
+    if (k_scale)
+        for (int i = 0; i < OURO_BLOCK; i++) s[i] *= k_scale[i];
+    if (t->p.kind == OURO_ACT_F32)
+        alpha = kernels->softmax_f32(s, visible, scale, &t->m[row], &t->l[row], (float *)(void *)p);
+    else
+        alpha = kernels->softmax_bf16(s, visible, scale, &t->m[row], &t->l[row], (uint16_t *)(void *)p);
+    if (v_scale) {
+        uint16_t *b = (uint16_t *)(void *)p;
+        for (int i = 0; i < OURO_BLOCK; i++) b[i] = ouro_f32_to_bf16(ouro_bf16_to_f32(b[i]) * v_scale[i]);
+    }
+    kernels->scale_row(t->o + (size_t)row * (size_t)ouro_head_pad(c), alpha, ouro_head_pad(c));
+}
+
+static void merge_block(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int b, int layer, int head,
+                        int per_kv, scratch *t)
+{
+    const ouro_model *m = ws->model;
+    const uint8_t *block = visible_block(ws, &lanes[span.end - 1], b, layer, head, t->overlaid);
+    ouro_matrix k, v;
+    ouro_kv_view(&ws->kv, m->kernels, block, t->expanded, &k, &v);
+    int rows = (span.end - span.begin) * per_kv, first = 0;
+    while (lanes[span.begin + first / per_kv].pos < b * OURO_BLOCK) first += per_kv;
+    int pad = ouro_head_pad(&m->config);
+    m->kernels->matmul[k.format][t->q.kind](&k, 0, k.tiles, &t->q, first, rows, t->s, OURO_BLOCK, 0);
+    for (int row = first; row < rows; row++) {
+        int visible = lanes[span.begin + row / per_kv].pos - b * OURO_BLOCK + 1;
+        soften(ws, t, row, visible < OURO_BLOCK ? visible : OURO_BLOCK, ouro_kv_k_scales(&ws->kv, block),
+               ouro_kv_v_scales(&ws->kv, block));
+    }
+    m->kernels->matmul[v.format][t->p.kind](&v, 0, v.tiles, &t->p, first, rows, t->o, (size_t)pad, 1);
+}
+
+void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int layer, int head, int thread)
+{
+    const ouro_config *c = &ws->model->config;
+    int per_kv = c->n_heads / c->n_kv_heads;
+    scratch t;
+    cut_scratch(ws, ws->scratch[thread], &t);
+    load_queries(ws, span, head, per_kv, &t);
+    for (int b = 0; b <= lanes[span.end - 1].pos / OURO_BLOCK; b++)
+        merge_block(ws, lanes, span, b, layer, head, per_kv, &t);
+    int row = 0, pad = ouro_head_pad(c);
+    for (int i = span.begin; i < span.end; i++)
+        for (int j = 0; j < per_kv; j++, row++) {
+            float *z = ws->z + (size_t)i * (size_t)(c->n_heads * c->d_head) + (size_t)((head * per_kv + j) * c->d_head);
+            memcpy(z, t.o + (size_t)row * (size_t)pad, (size_t)c->d_head * sizeof(float));
+            ws->model->kernels->scale_row(z, 1.0f / t.l[row], c->d_head);
+        }
+}

@@ -1,0 +1,148 @@
+/* kv.c - reading and writing cache blocks; see kv.h for the layout. */
+#include "model/kv.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/math.h"
+#include "ouro_status.h"
+
+static size_t align64(size_t n) { return (n + 63) & ~(size_t)63; }
+
+static size_t element_bytes(ouro_kv_dtype d) { return d == OURO_KV_F32 ? 4 : d == OURO_KV_BF16 ? 2 : 1; }
+
+int ouro_kv_layout_init(ouro_kv_layout *y, const ouro_config *c, ouro_kv_dtype dtype)
+{
+    if ((unsigned)dtype > OURO_KV_INT8) return ouro_fail(OURO_ERR_ARGUMENT, "unknown kv dtype %d", (int)dtype);
+    memset(y, 0, sizeof *y);
+    y->dtype = dtype;
+    y->n_layers = c->n_layers;
+    y->n_kv_heads = c->n_kv_heads;
+    y->d_head = c->d_head;
+    y->k_pad = ouro_round_up(c->d_head, 8);
+    y->v_tiles = ouro_head_tiles(c);
+    y->k_elements = (size_t)OURO_BLOCK * (size_t)y->k_pad;
+    y->v_elements = (size_t)OURO_BLOCK * (size_t)y->v_tiles * OURO_TILE;
+    size_t e = element_bytes(dtype), scales = dtype == OURO_KV_INT8 ? OURO_BLOCK * sizeof(float) : 0;
+    y->k_scales = align64(y->k_elements * e);
+    y->v_data = y->k_scales + scales;
+    y->v_scales = y->v_data + align64(y->v_elements * e);
+    y->block_bytes = y->v_scales + scales;
+    y->layer_bytes = y->block_bytes * (size_t)c->n_kv_heads;
+    y->page_bytes = y->layer_bytes * (size_t)c->n_layers;
+    y->side_row_bytes = ((size_t)c->d_head * e + (dtype == OURO_KV_INT8 ? 4 : 0) + 3) & ~(size_t)3;
+    y->side_layer_bytes = 2 * y->side_row_bytes * (size_t)c->n_kv_heads;
+    y->side_bytes = y->side_layer_bytes * (size_t)c->n_layers;
+    return OURO_OK;
+}
+
+/* Element offsets of (position, i) in K and V. An s8 block has the order of a bf16 one. */
+static size_t k_at(const ouro_kv_layout *y, int at, int i)
+{
+    int format = y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16;
+    return (size_t)(at / OURO_TILE) * OURO_TILE * (size_t)y->k_pad + ouro_tile_at(format, at % OURO_TILE, i);
+}
+
+static size_t v_at(const ouro_kv_layout *y, int at, int i)
+{
+    int format = y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16;
+    return (size_t)(i / OURO_TILE) * OURO_TILE * OURO_BLOCK + ouro_tile_at(format, i % OURO_TILE, at);
+}
+
+/* ---- rows --------------------------------------------------------------------------------------------------- */
+
+/* x [d_head] f32 to a side row of the layout's type; INT8: scale = amax / 127 behind the values */
+static void row_from_f32(const ouro_kv_layout *y, uint8_t *row, const float *x)
+{
+    int n = y->d_head;
+    if (y->dtype == OURO_KV_F32) {
+        memcpy(row, x, (size_t)n * sizeof *x);
+    } else if (y->dtype == OURO_KV_BF16) {
+        for (int i = 0; i < n; i++) {
+            uint16_t b = ouro_f32_to_bf16(x[i]);
+            memcpy(row + 2 * i, &b, 2);
+        }
+    } else {
+        float amax = 0.0f;
+        for (int i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
+        float inverse = amax > 0.0f ? 127.0f / amax : 0.0f, scale = amax / 127.0f;
+        for (int i = 0; i < n; i++) {
+            float q = rintf(x[i] * inverse);
+            row[i] = (uint8_t)(int8_t)(q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q);
+        }
+        memcpy(row + n, &scale, sizeof scale);
+    }
+}
+
+void ouro_side_store(const ouro_kv_layout *y, uint8_t *k_row, uint8_t *v_row, const float *k, const float *v)
+{
+    row_from_f32(y, k_row, k);
+    row_from_f32(y, v_row, v);
+}
+
+void ouro_side_to_block(const ouro_kv_layout *y, uint8_t *block, int at, const uint8_t *k_row, const uint8_t *v_row)
+{
+    size_t e = element_bytes(y->dtype);
+    uint8_t *v_base = block + y->v_data;
+    for (int i = 0; i < y->d_head; i++) {
+        memcpy(block + k_at(y, at, i) * e, k_row + (size_t)i * e, e);
+        memcpy(v_base + v_at(y, at, i) * e, v_row + (size_t)i * e, e);
+    }
+    if (y->dtype == OURO_KV_INT8) {
+        memcpy(block + y->k_scales + (size_t)at * 4, k_row + y->d_head, 4);
+        memcpy(block + y->v_scales + (size_t)at * 4, v_row + y->d_head, 4);
+    }
+}
+
+void ouro_kv_store(const ouro_kv_layout *y, uint8_t *block, int at, const float *k, const float *v)
+{
+    uint8_t k_row[1024 * 4 + 4], v_row[1024 * 4 + 4];      /* d_head is at most 1024 */
+    ouro_side_store(y, k_row, v_row, k, v);
+    ouro_side_to_block(y, block, at, k_row, v_row);
+}
+
+static float load_one(const ouro_kv_layout *y, const uint8_t *base, size_t at, const uint8_t *scale)
+{
+    if (y->dtype == OURO_KV_F32) return ((const float *)(const void *)base)[at];
+    if (y->dtype == OURO_KV_BF16) return ouro_bf16_to_f32(((const uint16_t *)(const void *)base)[at]);
+    float s;
+    memcpy(&s, scale, sizeof s);
+    return (float)(int8_t)base[at] * s;
+}
+
+void ouro_kv_load(const ouro_kv_layout *y, const uint8_t *block, int at, float *k, float *v)
+{
+    for (int i = 0; i < y->d_head; i++) {
+        k[i] = load_one(y, block, k_at(y, at, i), block + y->k_scales + (size_t)at * 4);
+        v[i] = load_one(y, block + y->v_data, v_at(y, at, i), block + y->v_scales + (size_t)at * 4);
+    }
+}
+
+/* ---- views -------------------------------------------------------------------------------------------------- */
+
+void ouro_kv_view(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, uint16_t *scratch,
+                  ouro_matrix *k, ouro_matrix *v)
+{
+    ouro_format format = y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16;
+    ouro_matrix_layout(k, format, OURO_BLOCK, y->d_head, OURO_BLOCK / OURO_TILE);
+    ouro_matrix_layout(v, format, y->d_head, OURO_BLOCK, y->v_tiles);
+    if (y->dtype != OURO_KV_INT8) {
+        k->data = (uint8_t *)(uintptr_t)block;             /* read only from here on */
+        v->data = (uint8_t *)(uintptr_t)(block + y->v_data);
+        return;
+    }
+    kernels->s8_to_bf16((const int8_t *)block, (int)y->k_elements, scratch);
+    kernels->s8_to_bf16((const int8_t *)block + y->v_data, (int)y->v_elements, scratch + y->k_elements);
+    k->data = (uint8_t *)scratch;
+    v->data = (uint8_t *)(scratch + y->k_elements);
+}
+
+const float *ouro_kv_k_scales(const ouro_kv_layout *y, const uint8_t *block)
+{
+    return y->dtype == OURO_KV_INT8 ? (const float *)(const void *)(block + y->k_scales) : NULL;
+}
+
+const float *ouro_kv_v_scales(const ouro_kv_layout *y, const uint8_t *block)
+{
+    return y->dtype == OURO_KV_INT8 ? (const float *)(const void *)(block + y->v_scales) : NULL;
+}

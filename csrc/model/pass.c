@@ -1,0 +1,137 @@
+/* pass.c - one sweep of the shared layers over lanes at mixed steps, and the boundary behind it.
+ *
+ *   for each layer: block;   h = RMS(h; norm)  (the state of the step);   gate = w_gate . h + b_gate
+ *
+ * and, on its own because only some lanes want it, the readout z = W_head h.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/math.h"
+#include "model/attention.h"
+#include "model/block.h"
+#include "model/product.h"
+#include "ouro_status.h"
+
+/* ---- the pass ------------------------------------------------------------------------------------------------ */
+
+typedef struct pass_run {
+    ouro_workspace *ws;
+    ouro_lane *lanes;
+    int n, n_spans;
+    ouro_poll_fn poll;
+    void *poll_arg;
+} pass_run;
+
+/* Thread 0 asks whether to go on. The others see the answer behind the next barrier. */
+static void ask(ouro_workspace *ws, int thread, ouro_poll_fn poll, void *arg)
+{
+    if (thread == 0 && poll && poll(arg)) atomic_store(&ws->cancelled, 1);
+}
+
+static void boundary(crew *c, ouro_lane *lanes, int n)
+{
+    int begin, end;
+    const ouro_model *m = c->ws->model;
+    const ouro_config *g = &m->config;
+    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
+        for (int i = begin; i < end; i++) {
+            ouro_block_close(c->ws, &lanes[i], i, g->n_layers - 1);
+            m->kernels->rmsnorm(lanes[i].h, m->norm, g->eps, g->d_model, lanes[i].h);
+            lanes[i].gate = m->kernels->dot(lanes[i].h, m->exit_w, g->d_model) + m->exit_b;
+        }
+}
+
+static void pass_thread(void *arg, int thread, int n_threads)
+{
+    pass_run *run = arg;
+    ouro_workspace *ws = run->ws;
+    crew c = {ws, thread, n_threads, 0};
+    ouro_block_angles(&c, run->lanes, run->n);
+    for (int layer = 0; layer < ws->model->config.n_layers; layer++) {
+        ask(ws, thread, run->poll, run->poll_arg);
+        ouro_pool_barrier(ws->pool, thread);
+        if (atomic_load(&ws->cancelled)) return;
+        ouro_block(&c, run->lanes, run->n, run->n_spans, layer);
+    }
+    boundary(&c, run->lanes, run->n);
+}
+
+int ouro_pass(ouro_workspace *ws, ouro_lane *lanes, int n, ouro_poll_fn poll, void *poll_arg)
+{
+    if (n == 0) return OURO_OK;
+    if (!ws || !lanes || n < 0) return ouro_fail(OURO_ERR_ARGUMENT, "a pass needs a workspace and lanes");
+    int status = ouro_workspace_reserve(ws, n);
+    if (status != OURO_OK) return status;
+    const ouro_config *g = &ws->model->config;
+    pass_run run = {ws, lanes, n, ouro_attention_spans(lanes, n, g->n_heads / g->n_kv_heads, ws->spans), poll, poll_arg};
+    atomic_store(&ws->cancelled, 0);
+    status = ouro_pool_run(ws->pool, pass_thread, &run);
+    if (status != OURO_OK) return status;
+    return atomic_load(&ws->cancelled) ? ouro_fail(OURO_ERR_CANCELLED, "the pass was cancelled") : OURO_OK;
+}
+
+/* ---- readouts ------------------------------------------------------------------------------------------------ */
+
+typedef struct readout_run {
+    ouro_workspace *ws;
+    const ouro_readout *rows;
+    int n;
+    ouro_poll_fn poll;
+    void *poll_arg;
+} readout_run;
+
+static void finish_row(ouro_workspace *ws, const ouro_readout *r, const float *z)
+{
+    int best, V = ws->model->config.d_vocab;
+    float m, s, u;
+    if (r->logits) memcpy(r->logits, z, (size_t)V * sizeof *z);
+    if (!r->entropy && !r->log_z && !r->argmax) return;
+    ws->model->kernels->softmax_stats(z, V, &m, &best, &s, &u);
+    double log_s = ouro_log((double)s);
+    if (r->entropy) *r->entropy = (float)(log_s - (double)u / (double)s);
+    if (r->log_z) *r->log_z = (float)((double)m + log_s);
+    if (r->argmax) *r->argmax = best;
+}
+
+static void readout_chunk(crew *c, const ouro_readout *rows, int n)
+{
+    int begin, end;
+    ouro_workspace *ws = c->ws;
+    const ouro_model *m = ws->model;
+    size_t stride = ouro_logits_stride(&m->config);
+    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
+        for (int i = begin; i < end; i++) ouro_prepare(m->kernels, &ws->x_model, i, rows[i].state, m->config.d_model);
+    for (ouro_work *w = crew_phase(c, m->head.tiles); crew_take(c, w, 8, &begin, &end);)
+        ouro_product(ws, c->thread, &m->head, begin, end, &ws->x_model, n, ws->logits, stride);
+    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);)
+        for (int i = begin; i < end; i++) finish_row(ws, &rows[i], ws->logits + (size_t)i * stride);
+}
+
+static void readout_thread(void *arg, int thread, int n_threads)
+{
+    readout_run *run = arg;
+    crew c = {run->ws, thread, n_threads, 0};
+    for (int i = 0; i < run->n; i += OURO_READOUT_ROWS) {
+        ask(run->ws, thread, run->poll, run->poll_arg);
+        ouro_pool_barrier(run->ws->pool, thread);
+        if (atomic_load(&run->ws->cancelled)) return;
+        readout_chunk(&c, run->rows + i, run->n - i < OURO_READOUT_ROWS ? run->n - i : OURO_READOUT_ROWS);
+    }
+}
+
+int ouro_read_out(ouro_workspace *ws, const ouro_readout *rows, int n, ouro_poll_fn poll, void *poll_arg)
+{
+    if (n == 0) return OURO_OK;
+    if (!ws || !rows || n < 0) return ouro_fail(OURO_ERR_ARGUMENT, "a readout needs a workspace and states");
+    int status = ouro_workspace_reserve(ws, n < OURO_READOUT_ROWS ? n : OURO_READOUT_ROWS);
+    if (status == OURO_OK) status = ouro_workspace_reserve_logits(ws);
+    if (status != OURO_OK) return status;
+    readout_run run = {ws, rows, n, poll, poll_arg};
+    atomic_store(&ws->cancelled, 0);
+    status = ouro_pool_run(ws->pool, readout_thread, &run);
+    if (status != OURO_OK) return status;
+    return atomic_load(&ws->cancelled) ? ouro_fail(OURO_ERR_CANCELLED, "the readout was cancelled") : OURO_OK;
+}
+
+void ouro_embed(const ouro_model *m, int32_t token, float *h) { ouro_matrix_get_row(&m->embed, token, h); }
