@@ -203,6 +203,7 @@ static float softmax_open(const float *s, int n, float scale, float *m, float *x
         x[i] = s[i] * scale;
         top = x[i] > top ? x[i] : top;
     }
+    top += 0.0f;    /* -0 becomes +0: which zero the comparisons kept does not show */
     float alpha = ouro_expf(*m - top);
     *m = top;
     return alpha;

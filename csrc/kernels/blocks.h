@@ -1,0 +1,178 @@
+/* blocks.h - register blocks: T tiles times L lanes over all of k, written once over the primitives of vec_*.h.
+ *
+ * The T * L accumulators stay in registers from the first k to the last (int8 and int4 keep the integer sums there
+ * and, for large blocks, the float ones in the output). Each accumulator is the one chain that the specification
+ * asks for, so the shape of the block never shows in the result. T and L are constants in every instance; drive.h
+ * chooses among the instances.
+ */
+#include "kernels/kernels.h"
+
+#define V_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define V_UNROLL _Pragma("unroll")
+#else
+#define V_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+#define V_MAX_TILES 4
+#define V_FAR 2048              /* bytes that a weight stream is prefetched ahead */
+#define V_FEW 8                 /* up to so many lanes the weights come from memory: prefetch them */
+
+/* what is multiplied by what */
+typedef enum v_kind { V_F32, V_MIXED, V_BF16, V_INT8, V_INT4, V_KINDS } v_kind;
+
+typedef struct v_job {
+    const uint8_t *w;           /* first tile */
+    size_t tile_bytes;          /* to the next */
+    const uint8_t *x;           /* first lane */
+    size_t stride;              /* bytes to the next */
+    int units;                  /* 64-byte units of weights in a tile; groups of 128 or 64 k for int8, int4 */
+    size_t scale_bytes;         /* before the units: int8, int4 */
+    const float *xs;            /* [lanes][xs_stride] scales of the first lane, sums [lanes][2 xs_stride] */
+    const int32_t *sum;
+    size_t xs_stride;
+    float *out;                 /* [lanes][out_stride], T * 16 columns */
+    size_t out_stride;
+    int accumulate;
+} v_job;
+
+typedef void (*v_block_fn)(const v_job *);
+
+V_INLINE void block_open(const int T, const int L, const v_job *j, vf *acc)
+{
+    if (!j->accumulate) {
+        V_UNROLL for (int i = 0; i < T * L; i++) acc[i] = v_zero();
+        return;
+    }
+    V_UNROLL for (int l = 0; l < L; l++) {
+        V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_load(j->out + (size_t)l * j->out_stride + t * OURO_TILE);
+    }
+}
+
+V_INLINE void block_close(const int T, const int L, const v_job *j, const vf *acc)
+{
+    V_UNROLL for (int l = 0; l < L; l++) {
+        V_UNROLL for (int t = 0; t < T; t++)
+            v_store(j->out + (size_t)l * j->out_stride + t * OURO_TILE, acc[t * L + l]);
+    }
+}
+
+/* one unit of T tiles into the accumulators */
+V_INLINE void unit_f32(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *x, vf *acc)
+{
+    vf wt[V_MAX_TILES];
+    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load((const float *)(const void *)(w + (size_t)t * j->tile_bytes));
+    V_UNROLL for (int l = 0; l < L; l++) {
+        vf xl = v_bcast(x + (size_t)l * j->stride);
+        V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_fma(wt[t], xl, acc[t * L + l]);
+    }
+}
+
+V_INLINE void unit_mixed(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *x, vf *acc)
+{
+    v_pair wt[V_MAX_TILES];
+    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load_pair(w + (size_t)t * j->tile_bytes);
+    V_UNROLL for (int l = 0; l < L; l++) {
+        vf x0 = v_bcast(x + (size_t)l * j->stride);
+        V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_fma(wt[t].even, x0, acc[t * L + l]);
+    }
+    V_UNROLL for (int l = 0; l < L; l++) {
+        vf x1 = v_bcast(x + (size_t)l * j->stride + 4);
+        V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_fma(wt[t].odd, x1, acc[t * L + l]);
+    }
+}
+
+V_INLINE void unit_bf16(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *x, vf *acc)
+{
+    v_bw wt[V_MAX_TILES];
+    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load_bw(w + (size_t)t * j->tile_bytes);
+    V_UNROLL for (int l = 0; l < L; l++) {
+        v_bx xl = v_load_bx(x + (size_t)l * j->stride);
+        V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_dot_bf16(acc[t * L + l], wt[t], xl);
+    }
+}
+
+V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_job *j)
+{
+    vf acc[V_MAX_TILES * V_LANES];
+    block_open(T, L, j, acc);
+    const uint8_t *w = j->w, *x = j->x;
+    const int step = kind == V_MIXED ? 8 : 4;       /* bytes of a lane that meet one unit */
+    for (int u = 0; u < j->units; u += 4, w += 4 * 64, x += 4 * step) {
+        V_UNROLL for (int i = 0; i < 4; i++) {
+            if (L <= V_FEW)
+                V_UNROLL for (int t = 0; t < T; t++) v_prefetch(w + (size_t)t * j->tile_bytes + 64 * i + V_FAR);
+            if (kind == V_F32) unit_f32(T, L, j, w + 64 * i, x + step * i, acc);
+            else if (kind == V_MIXED) unit_mixed(T, L, j, w + 64 * i, x + step * i, acc);
+            else unit_bf16(T, L, j, w + 64 * i, x + step * i, acc);
+        }
+    }
+    block_close(T, L, j, acc);
+}
+
+/* ---- int8 and int4 --------------------------------------------------------------------------------------------- */
+
+/* integer sums of one group: 32 units of int8, 8 of int4 */
+V_INLINE void group_int8(const int T, const int L, const v_job *j, int g, vi *sum)
+{
+    const uint8_t *w = j->w + j->scale_bytes + (size_t)g * 32 * 64, *x = j->x + (size_t)g * OURO_GROUP;
+    V_UNROLL for (int l = 0; l < L; l++) {
+        const int32_t *s = j->sum + (size_t)l * 2 * j->xs_stride + 2 * (size_t)g;
+        V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT8_START(-128 * (s[0] + s[1]));
+    }
+    for (int v = 0; v < 32; v += 2, w += 128, x += 8) {
+        V_UNROLL for (int i = 0; i < 2; i++) {
+            v_iw wt[V_MAX_TILES];
+            V_UNROLL for (int t = 0; t < T; t++) {
+                wt[t] = v_load_int8(w + 64 * i + (size_t)t * j->tile_bytes);
+                if (L <= V_FEW) v_prefetch(w + 64 * i + (size_t)t * j->tile_bytes + V_FAR);
+            }
+            V_UNROLL for (int l = 0; l < L; l++) {
+                v_ix xl = v_load_ix(x + 4 * i + (size_t)l * j->stride);
+                V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int8(sum[t * L + l], wt[t], xl);
+            }
+        }
+    }
+}
+
+V_INLINE void group_int4(const int T, const int L, const v_job *j, int g, vi *sum)
+{
+    const uint8_t *w = j->w + j->scale_bytes + (size_t)g * 8 * 64, *x = j->x + (size_t)g * OURO_GROUP4;
+    V_UNROLL for (int l = 0; l < L; l++) {
+        int32_t s = j->sum[(size_t)l * 2 * j->xs_stride + (size_t)g];
+        V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT4_START(-8 * s);
+    }
+    for (int v = 0; v < 8; v++, w += 64, x += 4) {
+        v_iw low[V_MAX_TILES], high[V_MAX_TILES];
+        V_UNROLL for (int t = 0; t < T; t++) {
+            v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
+            if (L <= V_FEW) v_prefetch(w + (size_t)t * j->tile_bytes + V_FAR);
+        }
+        V_UNROLL for (int l = 0; l < L; l++) {
+            v_ix x0 = v_load_ix(x + (size_t)l * j->stride), x1 = v_load_ix(x + 32 + (size_t)l * j->stride);
+            V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], low[t], x0);
+            V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], high[t], x1);
+        }
+    }
+}
+
+/* The float accumulators live in the output: they are touched once a group, and the registers belong to the sums. */
+V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job *j)
+{
+    for (int g = 0; g < j->units; g++) {
+        vi sum[V_MAX_TILES * V_LANES];
+        if (kind == V_INT8) group_int8(T, L, j, g, sum);
+        else group_int4(T, L, j, g, sum);
+        vf ws[V_MAX_TILES];
+        V_UNROLL for (int t = 0; t < T; t++)
+            ws[t] = v_widen_bf16((const uint16_t *)(const void *)(j->w + (size_t)t * j->tile_bytes) + g * OURO_TILE);
+        V_UNROLL for (int l = 0; l < L; l++) {
+            vf xs = v_set1(j->xs[(size_t)l * j->xs_stride + (size_t)(kind == V_INT8 ? g : g / 2)]);
+            V_UNROLL for (int t = 0; t < T; t++) {
+                float *out = j->out + (size_t)l * j->out_stride + t * OURO_TILE;
+                vf acc = g > 0 || j->accumulate ? v_load(out) : v_zero();
+                v_store(out, v_fma(v_from_int(sum[t * L + l]), v_mul(ws[t], xs), acc));
+            }
+        }
+    }
+}

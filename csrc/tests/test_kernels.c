@@ -1,0 +1,130 @@
+/* test_kernels.c - every kernel table of this machine against the specification, by equality of bits.
+ *
+ * Shapes and values are random from fixed seeds: columns from 1 up, lanes and tiles from 1 up, sub-ranges, zeros of
+ * both signs, denormals, values over forty powers of two. Two NaN are equal whatever their bits, nothing else is.
+ */
+#include "kernels_testing.h"
+
+#include <stdlib.h>
+
+/* the formats and activations that go together */
+static const int kinds[][2] = {{OURO_F32, OURO_ACT_F32}, {OURO_BF16, OURO_ACT_F32}, {OURO_BF16, OURO_ACT_BF16},
+                               {OURO_INT8, OURO_ACT_S8}, {OURO_INT4, OURO_ACT_S8}};
+
+/* matmul of a random sub-range into a poisoned output: equal inside, untouched outside */
+static void compare_matmul(const ouro_kernels *k, const product *p, uint64_t *seed, int accumulate)
+{
+    int tile0 = below(seed, p->w.tiles), tile1 = tile0 + 1 + below(seed, p->w.tiles - tile0);
+    int lane0 = below(seed, p->lanes), lane1 = lane0 + 1 + below(seed, p->lanes - lane0);
+    if (below(seed, 2)) tile0 = 0, tile1 = p->w.tiles, lane0 = 0, lane1 = p->lanes;
+    size_t stride = (size_t)p->w.tiles * OURO_TILE + 3, n = stride * (size_t)p->lanes;
+    float *want = calloc(n, sizeof *want), *got = calloc(n, sizeof *got);
+    for (size_t i = 0; i < n; i++) want[i] = got[i] = awkward(seed);
+    ouro_kernels_scalar.matmul[p->w.format][p->x.kind](&p->w, tile0, tile1, &p->x, lane0, lane1, want, stride, accumulate);
+    k->matmul[p->w.format][p->x.kind](&p->w, tile0, tile1, &p->x, lane0, lane1, got, stride, accumulate);
+    CHECK_SAME(want, got, n, "%s matmul format %d acts %d cols %d tiles %d..%d lanes %d..%d acc %d", k->name, p->w.format,
+               p->x.kind, p->w.cols, tile0, tile1, lane0, lane1, accumulate);
+    free(want);
+    free(got);
+}
+
+static void compare_swiglu(const ouro_kernels *k, const product *p, uint64_t *seed)
+{
+    int pairs = p->w.tiles / 2, pair0 = below(seed, pairs), pair1 = pair0 + 1 + below(seed, pairs - pair0);
+    int lane0 = below(seed, p->lanes), lane1 = lane0 + 1 + below(seed, p->lanes - lane0);
+    size_t stride = (size_t)pairs * OURO_TILE + 8, n = stride * (size_t)p->lanes;
+    float *want = calloc(n, sizeof *want), *got = calloc(n, sizeof *got);
+    ouro_kernels_scalar.swiglu[p->w.format][p->x.kind](&p->w, pair0, pair1, &p->x, lane0, lane1, want, stride);
+    k->swiglu[p->w.format][p->x.kind](&p->w, pair0, pair1, &p->x, lane0, lane1, got, stride);
+    if (p->x.kind == OURO_ACT_BF16)
+        CHECK(!memcmp(want, got, n * 2), "%s swiglu bf16 cols %d", k->name, p->w.cols);
+    else
+        CHECK_SAME(want, got, n, "%s swiglu format %d acts %d cols %d", k->name, p->w.format, p->x.kind, p->w.cols);
+    free(want);
+    free(got);
+}
+
+static void test_products(const ouro_kernels *k)
+{
+    uint64_t seed = 1;
+    for (int round = 0; round < 400; round++) {
+        const int *kind = kinds[round % 5];
+        int cols = 1 + below(&seed, round % 50 == 7 ? 1200 : 300);
+        int lanes = 1 + below(&seed, round % 40 == 3 ? 200 : 30), tiles = 1 + below(&seed, 7);
+        product p = product_new(kind[0], kind[1], cols, tiles, lanes, &seed);
+        compare_matmul(k, &p, &seed, 0);
+        if (p.x.kind != OURO_ACT_S8) compare_matmul(k, &p, &seed, 1);
+        if (p.w.tiles > 1) compare_swiglu(k, &p, &seed);
+        product_free(&p);
+    }
+}
+
+/* a lane alone gives what it gives in company */
+static void test_alone(const ouro_kernels *k)
+{
+    uint64_t seed = 2;
+    for (int i = 0; i < 5; i++) {
+        enum { LANES = 37, TILES = 5, OUT = TILES * OURO_TILE };
+        product p = product_new(kinds[i][0], kinds[i][1], 264, TILES, LANES, &seed);
+        float *all = calloc((size_t)LANES * OUT, sizeof *all), *one = calloc((size_t)LANES * OUT, sizeof *one);
+        k->matmul[kinds[i][0]][kinds[i][1]](&p.w, 0, TILES, &p.x, 0, LANES, all, OUT, 0);
+        for (int l = 0; l < LANES; l++)
+            for (int t = 0; t < TILES; t++) k->matmul[kinds[i][0]][kinds[i][1]](&p.w, t, t + 1, &p.x, l, l + 1, one, OUT, 0);
+        CHECK_SAME(all, one, (size_t)LANES * OUT, "%s alone, format %d", k->name, kinds[i][0]);
+        product_free(&p);
+        free(all);
+        free(one);
+    }
+}
+
+/* an attention block of values: head sizes that are odd multiples of 8, chains that go on over blocks */
+static void test_chain(const ouro_kernels *k)
+{
+    uint64_t seed = 3;
+    product a = product_new(OURO_BF16, OURO_ACT_BF16, 64, 2, 9, &seed), b = product_new(OURO_BF16, OURO_ACT_BF16, 24, 2, 9, &seed);
+    float want[9 * 32], got[9 * 32];
+    ouro_kernels_scalar.matmul[OURO_BF16][OURO_ACT_BF16](&a.w, 0, 2, &a.x, 0, 9, want, 32, 0);
+    ouro_kernels_scalar.matmul[OURO_BF16][OURO_ACT_BF16](&b.w, 0, 2, &b.x, 0, 9, want, 32, 1);
+    k->matmul[OURO_BF16][OURO_ACT_BF16](&a.w, 0, 2, &a.x, 0, 9, got, 32, 0);
+    k->matmul[OURO_BF16][OURO_ACT_BF16](&b.w, 0, 2, &b.x, 0, 9, got, 32, 1);
+    CHECK_SAME(want, got, 9 * 32, "%s chain over two blocks", k->name);
+    product_free(&a);
+    product_free(&b);
+}
+
+/* one case: values that are huge, or that cancel, or that end denormal, in every position of a pair */
+static void test_extremes(const ouro_kernels *k)
+{
+    static const float values[] = {0.0f, -0.0f, 1e-38f, -1e-39f, 1e-20f, -1e-20f, 3e38f, -3e38f, 1.0f, -1.0f, 1e30f, -1e19f,
+                                   1.00390625f, -0.99609375f, 6.5e-20f, 1.1754944e-38f};
+    uint64_t seed = 4;
+    for (int round = 0; round < 200; round++) {
+        const int *kind = kinds[round % 3];
+        product p = product_new(kind[0], kind[1], 16, 2, 3, &seed);
+        float row[16];
+        for (int r = 0; r < 32; r++) {
+            for (int i = 0; i < 16; i++) row[i] = values[below(&seed, 16)];
+            ouro_matrix_put_row(&p.w, r, OURO_DT_F32, row);
+        }
+        for (int l = 0; l < 3; l++) {
+            for (int i = 0; i < 16; i++) row[i] = values[below(&seed, 16)];
+            product_set_lane(&p, l, row);
+        }
+        compare_matmul(k, &p, &seed, round & 1);
+        compare_swiglu(k, &p, &seed);
+        product_free(&p);
+    }
+}
+
+static void test_table(const ouro_kernels *k)
+{
+    test_products(k);
+    test_alone(k);
+    test_chain(k);
+    test_extremes(k);
+}
+
+int main(void)
+{
+    return kernels_test_main("test_kernels", test_table, NULL);
+}
