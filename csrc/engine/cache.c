@@ -108,9 +108,21 @@ static int add_block(ouro_sequence *s)
     return OURO_OK;
 }
 
+static int more_tokens(ouro_sequence *s, int n)
+{
+    if (n <= s->token_capacity) return OURO_OK;
+    int capacity = n > 2 * s->token_capacity ? n : 2 * s->token_capacity;
+    int32_t *more = realloc(s->tokens, (size_t)capacity * sizeof *more);
+    if (!more) return ouro_fail(OURO_ERR_MEMORY, "no memory for %d tokens", capacity);
+    s->tokens = more;
+    s->token_capacity = capacity;
+    return OURO_OK;
+}
+
 int ouro_sequence_reserve(ouro_sequence *s, int n)
 {
-    int blocks = (n + OURO_BLOCK - 1) / OURO_BLOCK, status = OURO_OK;
+    int blocks = (n + OURO_BLOCK - 1) / OURO_BLOCK, status = more_tokens(s, n);
+    if (status != OURO_OK) return status;
     if (blocks > s->block_capacity) status = widen(s, blocks > 2 * s->block_capacity ? blocks : 2 * s->block_capacity);
     while (status == OURO_OK && s->n_blocks < blocks) status = add_block(s);
     return status;
@@ -118,12 +130,7 @@ int ouro_sequence_reserve(ouro_sequence *s, int n)
 
 int ouro_sequence_append(ouro_sequence *s, int32_t token)
 {
-    if (s->n_tokens == s->token_capacity) {
-        int32_t *more = realloc(s->tokens, 2 * (size_t)s->token_capacity * sizeof *more);
-        if (!more) return ouro_fail(OURO_ERR_MEMORY, "no memory for %d tokens", 2 * s->token_capacity);
-        s->tokens = more;
-        s->token_capacity *= 2;
-    }
-    s->tokens[s->n_tokens++] = token;
-    return OURO_OK;
+    int status = more_tokens(s, s->n_tokens + 1);
+    if (status == OURO_OK) s->tokens[s->n_tokens++] = token;
+    return status;
 }

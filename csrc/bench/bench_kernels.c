@@ -1,0 +1,345 @@
+/* bench_kernels.c - how near the products come to the limits of the machine.
+ *
+ * Decoding (1 to 8 lanes) is measured in GB/s of weights against a plain read of the same bytes, prefill (64 to 512
+ * lanes) in GFLOP/s against the peak of the multiply-add that the format uses, measured here by a loop of independent
+ * instructions, one and two threads. Each figure is the best of a few repeats. A line of JSON follows the table.
+ *
+ *   bench_kernels [MEGABYTES of weights for decoding = 512] [table = the best] [decode|prefill|attention|all]
+ *
+ * Built with the package's other C programs, or by hand: see csrc/kernels/avx512.c and avx2.c for their flags, then
+ *   gcc -std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -Icsrc -Icsrc/include -mavx512f -mavx512bf16 -mavx512vnni -mfma \
+ *       csrc/bench/bench_kernels.c <objects of csrc/kernels and csrc/base> -lm -lpthread -o bench_kernels
+ * (the flags serve the peak loops; without them those columns stay empty).
+ */
+#include "base/cpu.h"
+#include "base/memory.h"
+#include "kernels/kernels.h"
+#include "ouro_status.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define COLS 2048
+#define MAX_THREADS 2
+#define MAX_LANES 512
+
+static const struct { const char *name; int format, acts; } kinds[] = {
+    {"bf16", OURO_BF16, OURO_ACT_BF16}, {"int8", OURO_INT8, OURO_ACT_S8}, {"int4", OURO_INT4, OURO_ACT_S8},
+    {"bf16*f32", OURO_BF16, OURO_ACT_F32}, {"f32", OURO_F32, OURO_ACT_F32}};
+enum { KINDS = sizeof kinds / sizeof *kinds };
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static volatile float sink;
+
+/* ---- threads ---------------------------------------------------------------------------------------------------- */
+
+typedef struct work {
+    void (*run)(struct work *, int thread, int threads);
+    const ouro_kernels *k;
+    const ouro_matrix *w;
+    const ouro_acts *x;
+    float *out;
+    size_t out_stride;
+    int lanes, acts, repeats;
+} work;
+
+typedef struct start { work *job; int thread, threads; } start;
+
+static void *enter(void *p)
+{
+    start *s = p;
+    ouro_ftz_enter();
+    s->job->run(s->job, s->thread, s->threads);
+    return NULL;
+}
+
+/* seconds of the best of `tries` */
+static double best_time(work *job, int threads, int tries)
+{
+    double best = 1e9;
+    for (int i = 0; i < tries; i++) {
+        pthread_t id[MAX_THREADS];
+        start s[MAX_THREADS];
+        double begin = now();
+        for (int t = 0; t < threads; t++) {
+            s[t] = (start){job, t, threads};
+            if (pthread_create(&id[t], NULL, enter, &s[t])) exit(1);
+        }
+        for (int t = 0; t < threads; t++) pthread_join(id[t], NULL);
+        double took = now() - begin;
+        if (took < best) best = took;
+    }
+    return best;
+}
+
+/* ---- what is measured -------------------------------------------------------------------------------------------- */
+
+static void run_product(work *j, int thread, int threads)
+{
+    int begin = j->w->tiles * thread / threads, end = j->w->tiles * (thread + 1) / threads;
+    for (int i = 0; i < j->repeats; i++)
+        j->k->matmul[j->w->format][j->acts](j->w, begin, end, j->x, 0, j->lanes, j->out, j->out_stride, 0);
+}
+
+/* a plain read: eight sums, so that loads and nothing else limit it */
+static void run_read(work *j, int thread, int threads)
+{
+    int begin = j->w->tiles * thread / threads, end = j->w->tiles * (thread + 1) / threads;
+    const uint8_t *p = j->w->data + (size_t)begin * j->w->tile_bytes, *stop = j->w->data + (size_t)end * j->w->tile_bytes;
+#if defined(__AVX512F__)
+    __m512i s[8] = {0};
+    for (; p + 512 <= stop; p += 512)
+        for (int i = 0; i < 8; i++) {
+            _mm_prefetch((const char *)p + 64 * i + 2048, _MM_HINT_T0);
+            s[i] = _mm512_xor_si512(s[i], _mm512_load_si512(p + 64 * i));
+        }
+    for (int i = 1; i < 8; i++) s[0] = _mm512_xor_si512(s[0], s[i]);
+    sink = (float)_mm512_reduce_add_epi32(s[0]);
+#else
+    uint64_t s[8] = {0};
+    for (; p + 64 <= stop; p += 64)
+        for (int i = 0; i < 8; i++) {
+            uint64_t v;
+            memcpy(&v, p + 8 * i, 8);
+            s[i] ^= v;
+        }
+    for (int i = 1; i < 8; i++) s[0] ^= s[i];
+    sink = (float)s[0];
+#endif
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define PEAK_LOOPS 20000000
+static void run_peak(work *j, int thread, int threads)
+{
+    (void)thread;
+    (void)threads;
+    __m512 f[12];
+    __m512i n[12], a = _mm512_set1_epi32(j->repeats);
+    for (int i = 0; i < 12; i++) f[i] = _mm512_set1_ps((float)i), n[i] = _mm512_set1_epi32(i);
+    __asm__ volatile("" : "+v"(a));
+    for (int r = 0; r < PEAK_LOOPS / 12; r++) {
+        if (j->acts == OURO_ACT_BF16)
+            for (int i = 0; i < 12; i++) f[i] = _mm512_dpbf16_ps(f[i], (__m512bh)a, (__m512bh)a);
+        else if (j->acts == OURO_ACT_S8)
+            for (int i = 0; i < 12; i++) n[i] = _mm512_dpbusd_epi32(n[i], a, a);
+        else
+            for (int i = 0; i < 12; i++) f[i] = _mm512_fmadd_ps((__m512)a, (__m512)a, f[i]);
+    }
+    for (int i = 1; i < 12; i++) f[0] = _mm512_add_ps(f[0], f[i]), n[0] = _mm512_add_epi32(n[0], n[i]);
+    sink = _mm512_reduce_add_ps(f[0]) + (float)_mm512_reduce_add_epi32(n[0]);
+}
+
+static double peak(int acts, int threads)
+{
+    work j = {.run = run_peak, .acts = acts};
+    double flops = acts == OURO_ACT_BF16 ? 64.0 : acts == OURO_ACT_S8 ? 128.0 : 32.0;
+    return flops * PEAK_LOOPS / 12 * 12 * threads / best_time(&j, threads, 3) * 1e-9;
+}
+#else
+static double peak(int acts, int threads)
+{
+    (void)acts;
+    (void)threads;
+    return 0.0;
+}
+#endif
+
+/* ---- data ------------------------------------------------------------------------------------------------------ */
+
+static uint32_t state = 1;
+static uint32_t noise(void) { return state = state * 1664525u + 1013904223u; }
+
+/* Every tile a copy of the first, which is packed from random rows. */
+static ouro_matrix make_matrix(int format, size_t bytes)
+{
+    ouro_matrix m;
+    ouro_matrix_layout(&m, (ouro_format)format, OURO_TILE, COLS, 1);
+    int tiles = (int)(bytes / m.tile_bytes) & ~1;
+    ouro_matrix_layout(&m, (ouro_format)format, tiles * OURO_TILE, COLS, tiles);
+    m.data = ouro_big_alloc(ouro_matrix_bytes(&m));
+    if (!m.data) {
+        fprintf(stderr, "no memory for %zu bytes\n", ouro_matrix_bytes(&m));
+        exit(1);
+    }
+    float row[COLS];
+    for (int r = 0; r < OURO_TILE; r++) {
+        for (int i = 0; i < COLS; i++) row[i] = (float)(noise() >> 8) * 0x1p-24f - 0.5f;
+        ouro_matrix_put_row(&m, r, OURO_DT_F32, row);
+    }
+    for (int t = 1; t < tiles; t++) memcpy(m.data + (size_t)t * m.tile_bytes, m.data, m.tile_bytes);
+    return m;
+}
+
+static ouro_acts make_acts(int kind, int kpad, int lanes)
+{
+    size_t size = kind == OURO_ACT_F32 ? 4 : kind == OURO_ACT_BF16 ? 2 : 1;
+    ouro_acts x = {.kind = kind, .kpad = kpad, .stride = (((size_t)kpad * size + 63) / 64 | 1) * 64};
+    x.data = ouro_alloc(x.stride * (size_t)lanes);
+    x.scale = ouro_alloc((size_t)lanes * (size_t)(kpad / OURO_GROUP + 1) * sizeof(float));
+    x.sum = ouro_alloc((size_t)lanes * (size_t)(kpad / OURO_GROUP4 + 2) * sizeof(int32_t));
+    float *row = calloc((size_t)kpad, sizeof *row);
+    for (int l = 0; l < lanes; l++) {
+        uint8_t *to = x.data + (size_t)l * x.stride;
+        for (int i = 0; i < kpad; i++) row[i] = (float)(noise() >> 8) * 0x1p-24f - 0.5f;
+        if (kind == OURO_ACT_F32) memcpy(to, row, (size_t)kpad * 4);
+        else if (kind == OURO_ACT_BF16) ouro_kernels_scalar.to_bf16(row, kpad, kpad, (uint16_t *)(void *)to);
+        else ouro_kernels_scalar.to_s8(row, kpad, kpad, (int8_t *)to, x.scale + l * (kpad / OURO_GROUP),
+                                       x.sum + l * (kpad / OURO_GROUP4));
+    }
+    free(row);
+    return x;
+}
+
+static void free_acts(ouro_acts *x)
+{
+    ouro_free(x->data);
+    ouro_free(x->scale);
+    ouro_free(x->sum);
+}
+
+/* ---- tables ---------------------------------------------------------------------------------------------------- */
+
+static void decode(const ouro_kernels *k, size_t bytes)
+{
+    static const int lanes[] = {1, 2, 4, 6, 8};
+    printf("\ndecode, %s, %zu MB of weights, GB/s (share of a plain read)\n%-9s %7s %7s", k->name, bytes >> 20, "format",
+           "threads", "read");
+    for (int i = 0; i < 5; i++) printf("   %2d lanes   ", lanes[i]);
+    printf("\n");
+    for (int f = 0; f < KINDS; f++) {
+        ouro_matrix w = make_matrix(kinds[f].format, bytes);
+        ouro_acts x = make_acts(kinds[f].acts, w.kpad, 8);
+        float *out = ouro_alloc((size_t)w.tiles * OURO_TILE * 8 * sizeof *out);
+        memset(out, 0, (size_t)w.tiles * OURO_TILE * 8 * sizeof *out);
+        work j = {.k = k, .w = &w, .x = &x, .out = out, .out_stride = (size_t)w.tiles * OURO_TILE, .acts = kinds[f].acts,
+                  .repeats = 1};
+        for (int threads = 1; threads <= MAX_THREADS; threads++) {
+            double gigabytes = (double)ouro_matrix_bytes(&w) * 1e-9;
+            j.run = run_read;
+            double read = gigabytes / best_time(&j, threads, 4);
+            printf("%-9s %7d %7.1f", kinds[f].name, threads, read);
+            j.run = run_product;
+            for (int i = 0; i < 5; i++) {
+                j.lanes = lanes[i];
+                double rate = gigabytes / best_time(&j, threads, 4);
+                printf("  %5.1f (%3.0f%%)", rate, 100.0 * rate / read);
+            }
+            printf("\n");
+            fflush(stdout);
+        }
+        ouro_free(out);
+        free_acts(&x);
+        ouro_big_free(w.data, ouro_matrix_bytes(&w));
+    }
+}
+
+static void prefill(const ouro_kernels *k)
+{
+    static const int lanes[] = {12, 64, 256, 512};
+    printf("\nprefill, %s, 2048 x %d weights, GFLOP/s (share of the unit's peak)\n%-9s %7s %7s", k->name, COLS, "format",
+           "threads", "peak");
+    for (int i = 0; i < 4; i++) printf("   %3d lanes   ", lanes[i]);
+    printf("\n");
+    for (int f = 0; f < KINDS; f++) {
+        ouro_matrix w;
+        ouro_matrix_layout(&w, (ouro_format)kinds[f].format, 2048, COLS, 128);
+        w = make_matrix(kinds[f].format, 128 * w.tile_bytes);
+        ouro_acts x = make_acts(kinds[f].acts, w.kpad, MAX_LANES);
+        float *out = ouro_alloc((size_t)2048 * MAX_LANES * sizeof *out);
+        memset(out, 0, (size_t)2048 * MAX_LANES * sizeof *out);
+        for (int threads = 1; threads <= MAX_THREADS; threads++) {
+            double top = peak(kinds[f].acts, threads);
+            printf("%-9s %7d %7.0f", kinds[f].name, threads, top);
+            for (int i = 0; i < 4; i++) {
+                work j = {.run = run_product, .k = k, .w = &w, .x = &x, .out = out, .out_stride = 2048,
+                          .acts = kinds[f].acts, .lanes = lanes[i], .repeats = 1024 / lanes[i]};
+                double flops = 2.0 * 2048 * COLS * lanes[i] * j.repeats * 1e-9;
+                double rate = flops / best_time(&j, threads, 4);
+                printf("  %6.0f (%3.0f%%)", rate, top > 0.0 ? 100.0 * rate / top : 0.0);
+            }
+            printf("\n");
+            fflush(stdout);
+        }
+        ouro_free(out);
+        free_acts(&x);
+        ouro_big_free(w.data, ouro_matrix_bytes(&w));
+    }
+}
+
+/* Attention's two products over many blocks of 64 positions, one head: keys (4 tiles, k = 128) and values (8 tiles,
+ * k = 64, chained). */
+typedef struct attention_case { ouro_matrix keys, values; ouro_acts query, weights; int blocks; } attention_case;
+static attention_case cell;
+
+static void run_attention(work *j, int thread, int threads)
+{
+    float scores[64 * 64], z[64 * 128] = {0};
+    int begin = cell.blocks * thread / threads, end = cell.blocks * (thread + 1) / threads;
+    for (int r = 0; r < j->repeats; r++)
+        for (int b = begin; b < end; b++) {
+            ouro_matrix key = cell.keys, value = cell.values;
+            key.data += (size_t)b * 4 * key.tile_bytes;
+            value.data += (size_t)b * 8 * value.tile_bytes;
+            j->k->matmul[OURO_BF16][OURO_ACT_BF16](&key, 0, 4, &cell.query, 0, j->lanes, scores, 64, 0);
+            j->k->matmul[OURO_BF16][OURO_ACT_BF16](&value, 0, 8, &cell.weights, 0, j->lanes, z, 128, 1);
+        }
+    sink = scores[0] + z[0];
+}
+
+static void attention(const ouro_kernels *k)
+{
+    static const int lanes[] = {1, 2, 8, 16, 64};
+    cell.blocks = 8192;
+    ouro_matrix_layout(&cell.keys, OURO_BF16, 64 * cell.blocks, 128, 4 * cell.blocks);
+    ouro_matrix_layout(&cell.values, OURO_BF16, 128 * cell.blocks, 64, 8 * cell.blocks);
+    cell.keys.data = ouro_big_alloc(ouro_matrix_bytes(&cell.keys));
+    cell.values.data = ouro_big_alloc(ouro_matrix_bytes(&cell.values));
+    memset(cell.keys.data, 0, ouro_matrix_bytes(&cell.keys));
+    memset(cell.values.data, 0, ouro_matrix_bytes(&cell.values));
+    cell.query = make_acts(OURO_ACT_BF16, 128, 64);
+    cell.weights = make_acts(OURO_ACT_BF16, 64, 64);
+    double bytes = (double)(ouro_matrix_bytes(&cell.keys) + ouro_matrix_bytes(&cell.values)) * 1e-9;
+    printf("\nattention products, %s, bf16, dh 128, %d blocks\n%7s %7s %9s %9s\n", k->name, cell.blocks, "threads", "lanes",
+           "GB/s", "GFLOP/s");
+    for (int threads = 1; threads <= MAX_THREADS; threads++)
+        for (int i = 0; i < 5; i++) {
+            work j = {.run = run_attention, .k = k, .lanes = lanes[i], .repeats = 1};
+            double seconds = best_time(&j, threads, 3);
+            printf("%7d %7d %9.1f %9.0f\n", threads, lanes[i], bytes / seconds,
+                   4.0 * 64 * 128 * lanes[i] * cell.blocks / seconds * 1e-9);
+        }
+    ouro_big_free(cell.keys.data, ouro_matrix_bytes(&cell.keys));
+    ouro_big_free(cell.values.data, ouro_matrix_bytes(&cell.values));
+    free_acts(&cell.query);
+    free_acts(&cell.weights);
+}
+
+int main(int argc, char **argv)
+{
+    size_t bytes = (size_t)(argc > 1 ? atoi(argv[1]) : 512) << 20;
+    const ouro_kernels *k = ouro_kernels_select(argc > 2 && strcmp(argv[2], "best") ? argv[2] : NULL);
+    const char *what = argc > 3 ? argv[3] : "all";
+    if (!k || bytes == 0) {
+        fprintf(stderr, "%s\n", k ? "expected megabytes above 0" : ouro_last_error());
+        return 1;
+    }
+    int all = !strcmp(what, "all");
+    if (all || !strcmp(what, "decode")) decode(k, bytes);
+    if (all || !strcmp(what, "prefill")) prefill(k);
+    if (all || !strcmp(what, "attention")) attention(k);
+    return 0;
+}

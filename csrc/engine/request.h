@@ -1,0 +1,62 @@
+/* request.h - one generation inside an engine: its sequence, the prompt chunk on its way, and its tree of nodes. */
+#ifndef OURO_ENGINE_REQUEST_H
+#define OURO_ENGINE_REQUEST_H
+
+#include "engine/node.h"
+
+/* A run of prompt positions that move through the steps together. n == 0: none. */
+typedef struct ouro_chunk {
+    int pos, n, step;
+    float *h;                            /* [n][d_model] */
+} ouro_chunk;
+
+/* Whether speculation pays, measured: passes per token while it is on against what plain decoding needs. */
+typedef struct ouro_pace {
+    bool on;
+    int tokens, passes;                  /* since it was last switched */
+    int rest;                            /* plain tokens before the next trial */
+} ouro_pace;
+
+typedef struct ouro_request {
+    struct ouro_request *next;
+    int64_t id;
+    ouro_request_params params;
+    int32_t *stop_ids;                   /* owned copy */
+    ouro_sequence seq;
+    int n_prompt, depth;                 /* depth: steps that really run */
+    int prefilled;                       /* prompt positions that have been put into chunks */
+    int produced;
+    int since_token;                     /* passes since the last token was decided */
+    bool running, cancelled, failed;     /* failed: a custom exit rule did */
+    size_t reserved;                     /* cache bytes set aside for the whole length */
+    ouro_chunk chunk;
+    ouro_node *nodes, *lead;
+    int exit_needs;
+    ouro_pace pace;
+    ouro_stats stats;
+} ouro_request;
+
+int ouro_request_new(ouro_page_budget *budget, int64_t id, const int32_t *tokens, int n, const ouro_request_params *p,
+                     ouro_request **out);
+void ouro_request_free(ouro_request *r);
+
+/* The next piece of the prompt, at most `most` positions; and the lead node once all before it are on their way. */
+int ouro_request_advance(ouro_request *r, const ouro_model *m, int most);
+
+/* A node for `token` at `pos`; speculative when it follows a guess of `parent`. */
+int ouro_node_new(ouro_request *r, const ouro_model *m, int pos, int32_t token, ouro_node *parent, bool speculative,
+                  ouro_node **out);
+/* The guessed node becomes real: what it computed goes to the pages. */
+void ouro_node_commit(ouro_request *r, ouro_node *n);
+ouro_node *ouro_node_child(const ouro_request *r, const ouro_node *parent, int32_t token);
+int ouro_node_children(const ouro_request *r, const ouro_node *parent);
+/* Drops every speculative node that does not descend from `keep` (NULL: all of them). */
+void ouro_request_prune(ouro_request *r, const ouro_node *keep);
+/* Frees real nodes other than the lead that have run all their steps. */
+void ouro_request_retire(ouro_request *r);
+int ouro_request_lanes(const ouro_request *r);
+
+/* The tokens before a node's successor: history of [pos + 1] tokens, guesses of its ancestors laid over the end. */
+const int32_t *ouro_node_history(ouro_request *r, const ouro_node *n);
+
+#endif

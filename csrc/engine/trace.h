@@ -1,0 +1,23 @@
+/* trace.h - one forward over a ragged batch, everything by step. */
+#ifndef OURO_ENGINE_TRACE_H
+#define OURO_ENGINE_TRACE_H
+
+#include "model/workspace.h"
+
+/* A batch of sequences and where its results go. Positions beyond a sequence's length are not written. */
+typedef struct ouro_trace {
+    const int32_t *const *tokens;        /* [batch] pointers to [length] ids */
+    const int32_t *lengths;              /* [batch] */
+    int batch, pos, n_steps;             /* pos: the length of the arrays' pos axis */
+    int max_lanes;                       /* rows of one pass */
+    float *states;                       /* [n_steps][batch][pos][d_model], required */
+    float *gate_logit;                   /* [n_steps][batch][pos], required */
+    float *logits;                       /* [n_steps or 1][batch][pos][d_vocab] or NULL */
+    int all_logits;                      /* 1: logits of every step; 0: of the last */
+} ouro_trace;
+
+/* Bytes of cache the trace needs while it runs. */
+size_t ouro_trace_cache_bytes(const ouro_workspace *ws, const ouro_trace *t);
+int ouro_trace_run(ouro_workspace *ws, const ouro_trace *t, ouro_poll_fn poll, void *poll_arg);
+
+#endif

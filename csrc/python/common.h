@@ -1,0 +1,49 @@
+/* common.h - what the files of the extension share: module state, statuses as exceptions, Ctrl-C during C work. */
+#ifndef OURO_PYTHON_COMMON_H
+#define OURO_PYTHON_COMMON_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define PY_ARRAY_UNIQUE_SYMBOL ouro_numpy_api
+#ifndef OURO_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "model/workspace.h"
+#include "ouro_status.h"
+
+typedef struct module_state {
+    PyTypeObject *model_type, *engine_type;
+} module_state;
+
+/* A model with its workspace. `lock` is held while the workspace computes: calls from several threads take turns. */
+typedef struct model_object {
+    PyObject_HEAD
+    ouro_model *model;
+    ouro_workspace *ws;
+    ouro_blas *blas;
+    PyThread_type_lock lock;
+} model_object;
+
+extern PyType_Spec ouro_model_spec, ouro_engine_spec;
+extern struct PyModuleDef ouro_core_module;
+
+/* Sets the exception that goes with a status (keeping one that is already set); returns NULL. */
+PyObject *ouro_raise(int status);
+
+/* The poll function of long calls: lets Python handle signals, at most every 20 ms. arg: a poll_clock. */
+typedef struct poll_clock { double last; } poll_clock;
+int ouro_poll_signals(void *arg);
+
+/* Takes the model's lock without holding the GIL meanwhile. */
+void ouro_model_lock(model_object *m);
+void ouro_model_unlock(model_object *m);
+/* 0 and an exception when the weights are not complete */
+int ouro_model_is_ready(const model_object *m);
+
+/* A new C-contiguous float32 array; filled with NaN when `blank`. */
+PyObject *ouro_new_floats(int nd, const npy_intp *shape, int blank);
+
+#endif

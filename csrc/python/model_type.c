@@ -1,0 +1,300 @@
+/* model_type.c - `_core.Model`: packing weights, traces and readouts. */
+#include "python/common.h"
+
+#include "base/cpu.h"
+#include "engine/trace.h"
+
+void ouro_model_lock(model_object *m)
+{
+    if (PyThread_acquire_lock(m->lock, NOWAIT_LOCK)) return;
+    Py_BEGIN_ALLOW_THREADS
+    PyThread_acquire_lock(m->lock, WAIT_LOCK);
+    Py_END_ALLOW_THREADS
+}
+
+void ouro_model_unlock(model_object *m) { PyThread_release_lock(m->lock); }
+
+int ouro_model_is_ready(const model_object *m)
+{
+    if (m->ws) return 1;
+    PyErr_SetString(PyExc_RuntimeError, "the model is not ready: put all weights, then call finish()");
+    return 0;
+}
+
+/* ---- making one ------------------------------------------------------------------------------------------------ */
+
+static int format_by_name(const char *name)
+{
+    static const char *const names[] = {"float32", "bfloat16", "int8", "int4"};
+    for (int i = 0; i < 4; i++)
+        if (strcmp(name, names[i]) == 0) return i;
+    PyErr_Format(PyExc_ValueError, "unknown format '%s', expected float32, bfloat16, int8 or int4", name);
+    return -1;
+}
+
+static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"n_layers", "n_steps", "n_heads", "n_key_value_heads", "d_model", "d_head", "d_mlp",
+                            "d_vocab", "n_ctx", "eps", "rope_theta", "tie_word_embeddings", "compute", "layers", "o",
+                            "down", "head", "embed", "isa", NULL};
+    ouro_config c = {0};
+    const char *compute_name, *format_name[5], *isa = NULL;
+    int tied = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiiiiiiifdpssssss|z", names, &c.n_layers, &c.n_steps, &c.n_heads,
+                                     &c.n_kv_heads, &c.d_model, &c.d_head, &c.d_mlp, &c.d_vocab, &c.n_ctx, &c.eps,
+                                     &c.rope_theta, &tied, &compute_name, &format_name[0], &format_name[1],
+                                     &format_name[2], &format_name[3], &format_name[4], &isa))
+        return NULL;
+    c.tied = tied;
+    int compute = format_by_name(compute_name), format[5];
+    if (compute < 0) return NULL;
+    for (int i = 0; i < 5; i++)
+        if ((format[i] = format_by_name(format_name[i])) < 0) return NULL;
+    model_object *self = (model_object *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->lock = PyThread_allocate_lock();
+    ouro_formats f = {(ouro_format)format[0], (ouro_format)format[1], (ouro_format)format[2], (ouro_format)format[3],
+                      (ouro_format)format[4]};
+    int status = self->lock ? ouro_model_new(&c, (ouro_compute)compute, &f, isa, &self->model) : OURO_ERR_MEMORY;
+    if (status == OURO_OK) return (PyObject *)self;
+    Py_DECREF(self);
+    return ouro_raise(status);
+}
+
+static void model_dealloc(PyObject *o)
+{
+    model_object *self = (model_object *)o;
+    PyTypeObject *type = Py_TYPE(o);
+    ouro_workspace_free(self->ws);
+    ouro_model_free(self->model);
+    ouro_blas_close(self->blas);
+    if (self->lock) PyThread_free_lock(self->lock);
+    type->tp_free(o);
+    Py_DECREF(type);
+}
+
+static PyObject *model_put(PyObject *o, PyObject *args)
+{
+    model_object *self = (model_object *)o;
+    int tensor, layer, dtype, row0, rows, cols;
+    Py_buffer data;
+    if (!PyArg_ParseTuple(args, "iiiiy*", &tensor, &layer, &dtype, &row0, &data)) return NULL;
+    int status = OURO_ERR_ARGUMENT;
+    if ((unsigned)tensor >= OURO_N_TENSORS || (unsigned)dtype > OURO_DT_F32) {
+        ouro_fail(status, "unknown tensor %d or dtype %d", tensor, dtype);
+    } else {
+        ouro_tensor_shape(&self->model->config, (ouro_tensor)tensor, &rows, &cols);
+        Py_ssize_t row = (Py_ssize_t)cols * (Py_ssize_t)ouro_dtype_size((ouro_dtype)dtype);
+        if (data.len % row || data.len / row > rows) {
+            ouro_fail(status, "%s: %zd bytes are not whole rows of %zd bytes, at most %d of them",
+                      ouro_tensor_name((ouro_tensor)tensor), data.len, row, rows);
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            status = ouro_model_put(self->model, (ouro_tensor)tensor, layer, (ouro_dtype)dtype, row0, (int)(data.len / row), data.buf);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    PyBuffer_Release(&data);
+    if (status != OURO_OK) return ouro_raise(status);
+    Py_RETURN_NONE;
+}
+
+static PyObject *model_finish(PyObject *o, PyObject *args)
+{
+    model_object *self = (model_object *)o;
+    int threads, kv;
+    const char *kv_name, *blas = NULL;
+    if (!PyArg_ParseTuple(args, "is|z", &threads, &kv_name, &blas) || (kv = format_by_name(kv_name)) < 0) return NULL;
+    if (self->ws) {
+        PyErr_SetString(PyExc_RuntimeError, "the model is finished already");
+        return NULL;
+    }
+    int status = ouro_model_finish(self->model);
+    if (status == OURO_OK && blas) {
+        status = ouro_blas_open(blas, &self->blas);
+        self->model->blas = self->blas;
+    }
+    if (status == OURO_OK) status = ouro_workspace_new(self->model, (ouro_kv_dtype)kv, threads, &self->ws);
+    if (status != OURO_OK) return ouro_raise(status);
+    Py_RETURN_NONE;
+}
+
+/* ---- traces ------------------------------------------------------------------------------------------------------ */
+
+/* Borrowed pointers and lengths of a sequence of int32 arrays; the arrays are kept by `owners` (a list). */
+typedef struct batch {
+    int n, longest, ragged;
+    const int32_t **tokens;
+    int32_t *lengths;
+    PyObject *owners;
+} batch;
+
+static void batch_fini(batch *b)
+{
+    PyMem_Free(b->tokens);
+    PyMem_Free(b->lengths);
+    Py_XDECREF(b->owners);
+}
+
+static int batch_init(batch *b, PyObject *sequences)
+{
+    memset(b, 0, sizeof *b);
+    PyObject *fast = PySequence_Fast(sequences, "expected a sequence of int32 arrays");
+    if (!fast) return 0;
+    Py_ssize_t n = PySequence_Fast_GET_SIZE(fast);
+    b->owners = PyList_New(0);
+    b->tokens = PyMem_Calloc((size_t)n + 1, sizeof *b->tokens);
+    b->lengths = PyMem_Calloc((size_t)n + 1, sizeof *b->lengths);
+    int ok = b->owners && b->tokens && b->lengths && n <= INT32_MAX;
+    for (Py_ssize_t i = 0; ok && i < n; i++) {
+        PyObject *a = PyArray_FROMANY(PySequence_Fast_GET_ITEM(fast, i), NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
+        ok = a && PyList_Append(b->owners, a) == 0 && PyArray_SIZE((PyArrayObject *)a) <= INT32_MAX;
+        if (ok) {
+            b->tokens[i] = PyArray_DATA((PyArrayObject *)a);
+            b->lengths[i] = (int32_t)PyArray_SIZE((PyArrayObject *)a);
+            b->longest = b->lengths[i] > b->longest ? b->lengths[i] : b->longest;
+            b->ragged |= b->lengths[i] != b->lengths[0];
+        }
+        Py_XDECREF(a);
+    }
+    b->n = (int)n;
+    Py_DECREF(fast);
+    if (!ok) batch_fini(b);
+    if (!ok && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the batch is too large");
+    return ok;
+}
+
+/* trace(sequences, n_steps, logits, max_lanes) -> (states, gate_logit, logits or None) */
+static PyObject *model_trace(PyObject *o, PyObject *args)
+{
+    model_object *self = (model_object *)o;
+    PyObject *sequences, *states = NULL, *gate = NULL, *logits = NULL, *result = NULL;
+    int n_steps, want, max_lanes;
+    batch b;
+    if (!PyArg_ParseTuple(args, "Oiii", &sequences, &n_steps, &want, &max_lanes) || !ouro_model_is_ready(self)) return NULL;
+    if (n_steps < 1 || n_steps > OURO_MAX_STEPS)
+        return PyErr_Format(PyExc_ValueError, "n_steps is %d, expected 1 to %d", n_steps, OURO_MAX_STEPS);
+    if (!batch_init(&b, sequences)) return NULL;
+    const ouro_config *c = &self->model->config;
+    npy_intp shape[4] = {n_steps, b.n, b.longest, c->d_model};
+    states = ouro_new_floats(4, shape, b.ragged);
+    gate = states ? ouro_new_floats(3, shape, b.ragged) : NULL;
+    shape[0] = want == 2 ? n_steps : 1;
+    shape[3] = c->d_vocab;
+    if (gate && want) logits = ouro_new_floats(4, shape, b.ragged);
+    if (gate && (logits || !want)) {
+        ouro_trace t = {.tokens = b.tokens, .lengths = b.lengths, .batch = b.n, .pos = b.longest, .n_steps = n_steps,
+                        .max_lanes = max_lanes, .states = PyArray_DATA((PyArrayObject *)states),
+                        .gate_logit = PyArray_DATA((PyArrayObject *)gate),
+                        .logits = logits ? PyArray_DATA((PyArrayObject *)logits) : NULL, .all_logits = want == 2};
+        poll_clock clock = {0};
+        int status;
+        ouro_model_lock(self);
+        Py_BEGIN_ALLOW_THREADS
+        status = ouro_trace_run(self->ws, &t, ouro_poll_signals, &clock);
+        Py_END_ALLOW_THREADS
+        ouro_model_unlock(self);
+        if (status != OURO_OK) ouro_raise(status);
+        else result = PyTuple_Pack(3, states, gate, logits ? logits : Py_None);
+    }
+    batch_fini(&b);
+    Py_XDECREF(states);
+    Py_XDECREF(gate);
+    Py_XDECREF(logits);
+    return result;
+}
+
+static int fill_readouts(ouro_readout *rows, npy_intp n, const ouro_config *c, PyArrayObject *states, PyObject *logits,
+                         PyObject *entropy, PyObject *log_z, PyObject *argmax)
+{
+    const float *h = PyArray_DATA(states);
+    for (npy_intp i = 0; i < n; i++)
+        rows[i] = (ouro_readout){.state = h + i * c->d_model,
+                                 .logits = logits ? (float *)PyArray_DATA((PyArrayObject *)logits) + i * c->d_vocab : NULL,
+                                 .entropy = (float *)PyArray_DATA((PyArrayObject *)entropy) + i,
+                                 .log_z = (float *)PyArray_DATA((PyArrayObject *)log_z) + i,
+                                 .argmax = (int32_t *)PyArray_DATA((PyArrayObject *)argmax) + i};
+    return 1;
+}
+
+/* readout(states, want_logits) -> (logits or None, entropy, log_z, argmax) */
+static PyObject *model_readout(PyObject *o, PyObject *args)
+{
+    model_object *self = (model_object *)o;
+    PyObject *object, *result = NULL, *logits = NULL;
+    int want;
+    if (!PyArg_ParseTuple(args, "Op", &object, &want) || !ouro_model_is_ready(self)) return NULL;
+    const ouro_config *c = &self->model->config;
+    PyArrayObject *states = (PyArrayObject *)PyArray_FROMANY(object, NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY);
+    if (!states) return NULL;
+    if (PyArray_DIM(states, 1) != c->d_model) {
+        PyErr_Format(PyExc_ValueError, "states have %zd columns, expected d_model %d", (Py_ssize_t)PyArray_DIM(states, 1), (int)c->d_model);
+        Py_DECREF(states);
+        return NULL;
+    }
+    npy_intp n = PyArray_DIM(states, 0), shape[2] = {n, c->d_vocab};
+    PyObject *entropy = ouro_new_floats(1, &n, 0), *log_z = ouro_new_floats(1, &n, 0);
+    PyObject *argmax = PyArray_EMPTY(1, &n, NPY_INT32, 0);
+    ouro_readout *rows = PyMem_Calloc((size_t)n + 1, sizeof *rows);
+    if (want) logits = ouro_new_floats(2, shape, 0);
+    if (!rows) PyErr_NoMemory();
+    if (entropy && log_z && argmax && rows && (logits || !want)
+        && fill_readouts(rows, n, c, states, logits, entropy, log_z, argmax)) {
+        poll_clock clock = {0};
+        int status;
+        ouro_model_lock(self);
+        Py_BEGIN_ALLOW_THREADS
+        status = ouro_read_out(self->ws, rows, (int)n, ouro_poll_signals, &clock);
+        Py_END_ALLOW_THREADS
+        ouro_model_unlock(self);
+        if (status != OURO_OK) ouro_raise(status);
+        else result = PyTuple_Pack(4, logits ? logits : Py_None, entropy, log_z, argmax);
+    }
+    PyMem_Free(rows);
+    Py_DECREF(states);
+    Py_XDECREF(logits);
+    Py_XDECREF(entropy);
+    Py_XDECREF(log_z);
+    Py_XDECREF(argmax);
+    return result;
+}
+
+/* ---- facts ------------------------------------------------------------------------------------------------------- */
+
+static PyObject *model_info(PyObject *o, PyObject *unused)
+{
+    (void)unused;
+    model_object *self = (model_object *)o;
+    const ouro_model *m = self->model;
+    size_t layers = 0;
+    for (int l = 0; l < m->config.n_layers; l++) {
+        const ouro_layer *y = &m->layers[l];
+        layers += ouro_matrix_bytes(&y->qkv) + ouro_matrix_bytes(&y->o) + ouro_matrix_bytes(&y->gate_up) + ouro_matrix_bytes(&y->down);
+    }
+    size_t head = ouro_matrix_bytes(&m->head), embed = m->config.tied ? 0 : ouro_matrix_bytes(&m->embed);
+    return Py_BuildValue("{s:s,s:i,s:n,s:n,s:n,s:n,s:n,s:n,s:s}", "kernels", m->kernels->name, "threads",
+                         self->ws ? self->ws->n_threads : 0, "weight_bytes", (Py_ssize_t)m->arena_bytes, "layer_bytes",
+                         (Py_ssize_t)layers, "head_bytes", (Py_ssize_t)head, "embed_bytes", (Py_ssize_t)embed,
+                         "kv_page_bytes", self->ws ? (Py_ssize_t)self->ws->kv.page_bytes : (Py_ssize_t)0,
+                         "workspace_bytes", self->ws ? (Py_ssize_t)self->ws->bytes : (Py_ssize_t)0, "blas",
+                         self->blas ? ouro_blas_config(self->blas) : "");
+}
+
+static PyMethodDef methods[] = {
+    {"put", model_put, METH_VARARGS, "put(tensor, layer, dtype, row0, data, /)\n--\n\nPacks whole rows of one tensor."},
+    {"finish", model_finish, METH_VARARGS, "finish(threads, kv_dtype, blas=None, /)\n--\n\nChecks that all weights came; readies the model."},
+    {"trace", model_trace, METH_VARARGS, "trace(sequences, n_steps, logits, max_lanes, /)\n--\n\nStates, gate logits and logits by step."},
+    {"readout", model_readout, METH_VARARGS, "readout(states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
+    {"info", model_info, METH_NOARGS, "info()\n--\n\nSizes by part, kernels and threads in use."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_new, (void *)model_new},
+    {Py_tp_dealloc, (void *)model_dealloc},
+    {Py_tp_methods, methods},
+    {Py_tp_doc, (void *)"A packed looped model and the threads that run it."},
+    {0, NULL},
+};
+
+PyType_Spec ouro_model_spec = {"ouro._core.Model", sizeof(model_object), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, slots};
