@@ -1,0 +1,90 @@
+"""Chat templates: a list of messages to the prompt text a checkpoint was trained on (ChatML).
+
+Templates come with a checkpoint and are programs, so they run in jinja2's sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ouro.config import MAX_JSON_BYTES, read_json
+from ouro.errors import CheckpointError
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A compiled chat template."""
+
+    def __init__(self, source: str, file: Path | None = None, variables: Mapping[str, Any] | None = None) -> None:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def raise_exception(message: str) -> NoReturn:
+            raise TemplateError(message)
+
+        def tojson(value: Any, indent: int | None = None) -> str:
+            return json.dumps(value, ensure_ascii=False, indent=indent)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = tojson
+        environment.globals["raise_exception"] = raise_exception
+        self._error = TemplateError
+        self._file = file
+        self._variables = dict(variables or {})
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise CheckpointError(f"chat template does not compile: {error}", file=file) from None
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> ChatTemplate | None:
+        """The template of a checkpoint directory: `chat_template.jinja` before `tokenizer_config.json`; or None."""
+        path, settings = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+        found = read_json(settings) if settings.exists() else {}
+        variables = {k: v for k in ("bos_token", "eos_token", "pad_token", "unk_token") if isinstance(v := found.get(k), str)}
+        if path.exists():
+            data = path.read_bytes()
+            if len(data) > MAX_JSON_BYTES:
+                raise CheckpointError("chat template is too long", file=path, found=f"{len(data)} bytes")
+            return cls(data.decode("utf-8", errors="strict"), path, variables)
+        source = found.get("chat_template")
+        if isinstance(source, list):  # several templates by name
+            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+            source = named.get("default")
+        if source is None:
+            return None
+        if not isinstance(source, str):
+            raise CheckpointError("chat_template is not a string", file=settings, found=type(source).__name__)
+        return cls(source, settings, variables)
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, enable_thinking: bool | None = None
+    ) -> str:
+        """The prompt text of a conversation.
+
+        Parameters
+        ----------
+        messages
+            Mappings with `role` (such as system, user, assistant) and `content` (text).
+        add_generation_prompt
+            Open the assistant's turn at the end.
+        enable_thinking
+            Passed to the template unless None; the Thinking models then open `<think>`.
+        """
+        if not messages:
+            raise ValueError("a chat needs at least one message")
+        for i, message in enumerate(messages):
+            if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+                raise ValueError(f"message {i} is {message!r}, expected a mapping with 'role' and 'content' text")
+        extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        try:
+            return self._template.render(messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt,
+                                         **self._variables, **extra)  # fmt: skip
+        except self._error as error:
+            raise ValueError(f"the chat template refused these messages: {error}") from None
