@@ -156,9 +156,15 @@ V_INLINE void group_int4(const int T, const int L, const v_job *j, int g, vi *su
     }
 }
 
-/* The float accumulators live in the output: they are touched once a group, and the registers belong to the sums. */
-V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job *j)
+/* Small blocks keep their float accumulators in registers; the others keep them in the output, which is touched once a
+ * group, and leave the registers to the sums. */
+V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job *given)
 {
+    const v_job job = *given, *j = &job;    /* a copy that the stores below can not alias */
+    const int keep = T * L <= V_KEEP;
+    vf acc[V_MAX_TILES * V_LANES];
+    block_open(T, L, j, acc);
+    if (!keep) block_close(T, L, j, acc);
     for (int g = 0; g < j->units; g++) {
         vi sum[V_MAX_TILES * V_LANES];
         if (kind == V_INT8) group_int8(T, L, j, g, sum);
@@ -170,9 +176,11 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
             vf xs = v_set1(j->xs[(size_t)l * j->xs_stride + (size_t)(kind == V_INT8 ? g : g / 2)]);
             V_UNROLL for (int t = 0; t < T; t++) {
                 float *out = j->out + (size_t)l * j->out_stride + t * OURO_TILE;
-                vf acc = g > 0 || j->accumulate ? v_load(out) : v_zero();
-                v_store(out, v_fma(v_from_int(sum[t * L + l]), v_mul(ws[t], xs), acc));
+                vf scale = v_mul(ws[t], xs), part = v_from_int(sum[t * L + l]);
+                if (keep) acc[t * L + l] = v_fma(part, scale, acc[t * L + l]);
+                else v_store(out, v_fma(part, scale, v_load(out)));
             }
         }
     }
+    if (keep) block_close(T, L, j, acc);
 }

@@ -14,6 +14,7 @@
 
 #define V_LANES 4                               /* lanes of the largest register block */
 #define V_TILES(lanes) ((lanes) <= 1 ? 2 : 1)   /* tiles worked on at once */
+#define V_KEEP 2                                /* int kinds: float accumulators that fit beside the sums */
 /* the instances X(kind, tiles, lanes) of a register block */
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)
 

@@ -16,13 +16,15 @@
 #define V_NAME avx512
 #define V_LANES 12                              /* lanes of the largest register block */
 #define V_TILES(lanes) ((lanes) <= 2 ? 4 : 2)   /* tiles worked on at once */
+#define V_KEEP 12                               /* int kinds: float accumulators that fit beside the sums */
 /* the instances X(kind, tiles, lanes) of a register block */
 #define V_ROW(X, kind, T) X(kind, T, 1) X(kind, T, 2) X(kind, T, 3) X(kind, T, 4) X(kind, T, 5) X(kind, T, 6) \
     X(kind, T, 7) X(kind, T, 8) X(kind, T, 9) X(kind, T, 10) X(kind, T, 11) X(kind, T, 12)
 #define V_INSTANCES(X, kind) V_ROW(X, kind, 1) V_ROW(X, kind, 2) X(kind, 4, 1) X(kind, 4, 2)
 
 typedef __m512 vf;
-typedef __m512i vi;
+/* sixteen i32 by type, not __m512i (eight i64): gcc 12 copies accumulators between the two and then spills them */
+typedef int32_t vi __attribute__((vector_size(64)));
 
 static inline vf v_zero(void) { return _mm512_setzero_ps(); }
 static inline vf v_set1(float a) { return _mm512_set1_ps(a); }
@@ -79,14 +81,14 @@ static inline void v_store_bf16(uint16_t *p, vf a)
 
 /* ---- integers ------------------------------------------------------------------------------------------------ */
 
-static inline vi vi_zero(void) { return _mm512_setzero_si512(); }
-static inline vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
-static inline int32_t vi_sum(vi a) { return _mm512_reduce_add_epi32(a); }
-static inline vi vi_rint(vf a) { return _mm512_cvtps_epi32(a); }
-static inline vf v_from_int(vi a) { return _mm512_cvtepi32_ps(a); }
+static inline vi vi_zero(void) { return (vi)_mm512_setzero_si512(); }
+static inline vi vi_add(vi a, vi b) { return a + b; }
+static inline int32_t vi_sum(vi a) { return _mm512_reduce_add_epi32((__m512i)a); }
+static inline vi vi_rint(vf a) { return (vi)_mm512_cvtps_epi32(a); }
+static inline vf v_from_int(vi a) { return _mm512_cvtepi32_ps((__m512i)a); }
 static inline void vi_store_s8(int8_t *p, vi a)
 {
-    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(a));
+    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8((__m512i)a));
 }
 static inline vf v_widen_s8(const int8_t *p)
 {
@@ -119,8 +121,8 @@ static inline vf v_dot_bf16(vf acc, v_bw w, v_bx x) { return _mm512_dpbf16_ps(ac
 /* u8 weights, offset included, times s8: the sum starts at minus offset times the sum of x */
 typedef __m512i v_iw;
 typedef __m512i v_ix;
-#define V_INT8_START(offset_sum) _mm512_set1_epi32(offset_sum)
-#define V_INT4_START(offset_sum) _mm512_set1_epi32(offset_sum)
+#define V_INT8_START(offset_sum) (vi)_mm512_set1_epi32(offset_sum)
+#define V_INT4_START(offset_sum) (vi)_mm512_set1_epi32(offset_sum)
 static inline v_iw v_load_int8(const uint8_t *p) { return _mm512_load_si512(p); }
 static inline void v_load_int4(const uint8_t *p, v_iw *low, v_iw *high)
 {
@@ -129,7 +131,7 @@ static inline void v_load_int4(const uint8_t *p, v_iw *low, v_iw *high)
     *high = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
 }
 static inline v_ix v_load_ix(const uint8_t *p) { return _mm512_set1_epi32(*(const int32_t *)(const void *)p); }
-static inline vi v_dot_int8(vi acc, v_iw w, v_ix x) { return _mm512_dpbusd_epi32(acc, w, x); }
-static inline vi v_dot_int4(vi acc, v_iw w, v_ix x) { return _mm512_dpbusd_epi32(acc, w, x); }
+static inline vi v_dot_int8(vi acc, v_iw w, v_ix x) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, w, x); }
+static inline vi v_dot_int4(vi acc, v_iw w, v_ix x) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, w, x); }
 
 #endif
