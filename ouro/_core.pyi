@@ -1,0 +1,99 @@
+"""Types of the C extension; tests/test_stub.py holds this file against the module."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+def cpu_features() -> str: ...
+def cpu_count() -> int: ...
+def available_memory() -> int: ...
+def resident_memory() -> int: ...
+def gumbel(seed: int, stream: int, position: int, token: int, /) -> float: ...
+def filter_logits(
+    logits: ArrayLike,
+    history: ArrayLike,
+    temperature: float = ...,
+    top_k: int = ...,
+    top_p: float = ...,
+    min_p: float = ...,
+    repetition_penalty: float = ...,
+    seed: int = ...,
+    stream: int = ...,
+    position: int = ...,
+) -> NDArray[np.float32]: ...
+def sample(
+    logits: ArrayLike,
+    history: ArrayLike,
+    temperature: float = ...,
+    top_k: int = ...,
+    top_p: float = ...,
+    min_p: float = ...,
+    repetition_penalty: float = ...,
+    seed: int = ...,
+    stream: int = ...,
+    position: int = ...,
+) -> int: ...
+
+class Model:
+    def __new__(
+        cls,
+        n_layers: int,
+        n_steps: int,
+        n_heads: int,
+        n_key_value_heads: int,
+        d_model: int,
+        d_head: int,
+        d_mlp: int,
+        d_vocab: int,
+        n_ctx: int,
+        eps: float,
+        rope_theta: float,
+        tie_word_embeddings: bool,
+        compute: str,
+        layers: str,
+        o: str,
+        down: str,
+        head: str,
+        embed: str,
+        isa: str | None = ...,
+    ) -> Model: ...
+    def put(self, tensor: int, layer: int, dtype: int, row0: int, data: memoryview | bytes, /) -> None: ...
+    def finish(self, threads: int, kv_dtype: str, blas: str | None = ..., /) -> None: ...
+    def trace(
+        self, sequences: Sequence[NDArray[np.int32]], n_steps: int, logits: int, max_lanes: int, /
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]: ...
+    def readout(self, states: NDArray[np.float32], want_logits: bool, /) -> tuple[Any, ...]: ...
+    def info(self) -> dict[str, Any]: ...
+
+class Engine:
+    def __new__(cls, model: Model, max_lanes: int, max_cache_bytes: int = ...) -> Engine: ...
+    def submit(
+        self,
+        tokens: NDArray[np.int32],
+        max_new_tokens: int,
+        n_steps: int,
+        exit_at_step: int,
+        weighted_exit: bool,
+        exit_kind: int,
+        exit_threshold: float,
+        exit_min_steps: int,
+        exit_delay: int,
+        exit_rule: Callable[[dict[str, Any]], bool] | None,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        seed: int,
+        stream: int,
+        stop_ids: ArrayLike,
+        n_top: int,
+        speculate: int,
+    ) -> int: ...
+    def step(self) -> list[tuple[Any, ...]]: ...
+    def cancel(self, request: int, /) -> None: ...
+    def pending(self) -> int: ...
+    def stats(self) -> dict[str, Any]: ...
+    def cache_bytes(self) -> int: ...

@@ -1,0 +1,167 @@
+"""One forward with everything by step: states, the exit gate, readouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ouro.model import Model
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x)), without overflow."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(np.float32)
+
+
+def exit_distribution(exit_lambda: Floats) -> tuple[Floats, Floats]:
+    """pdf and cdf `[step, ...]` of leaving at each step, from lambda `[step, ...]`.
+
+    `p_t = lambda_t prod_{j<t} (1 - lambda_j)`, the last step takes the rest and its cdf is 1 exactly (arXiv 2510.25741,
+    section 3; the last lambda is never used).
+    """
+    survival = np.cumprod(1 - exit_lambda, axis=0, dtype=np.float32)
+    before = np.concatenate([np.ones_like(survival[:1]), survival[:-1]])
+    pdf = exit_lambda * before
+    pdf[-1] = before[-1]
+    cdf = np.cumsum(pdf, axis=0, dtype=np.float32)
+    cdf[-1] = np.where(np.isnan(cdf[-1]), np.nan, 1.0)
+    return pdf, cdf
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one forward saw. Arrays are float32; rows beyond a sequence's length are NaN.
+
+    Attributes
+    ----------
+    states : array [step, batch, pos, d_model]
+        Normed hidden state after each recurrent step: what the next step, the gate and the head read.
+    gate_logit : array [step, batch, pos]
+        Exit gate before the sigmoid.
+    logits : array [step or 1, batch, pos, d_vocab] or None
+        Readouts, of every step or of the last, as asked for.
+    lengths : array [batch]
+        Tokens of each sequence.
+    token_ids : list of list of int
+        The sequences.
+    """
+
+    states: Floats
+    gate_logit: Floats
+    logits: Floats | None
+    lengths: Ints
+    token_ids: list[list[int]]
+    _model: Model = field(repr=False)
+
+    @property
+    def n_steps(self) -> int:
+        """Recurrent steps that were run."""
+        return self.states.shape[0]
+
+    @cached_property
+    def exit_lambda(self) -> Floats:
+        """Probability `[step, batch, pos]` of leaving at a step, given that the token came this far."""
+        return sigmoid(self.gate_logit)
+
+    @cached_property
+    def exit_pdf(self) -> Floats:
+        """Probability `[step, batch, pos]` of leaving at each step; sums to 1 over steps."""
+        return exit_distribution(self.exit_lambda)[0]
+
+    @cached_property
+    def exit_cdf(self) -> Floats:
+        """Cumulative `exit_pdf` `[step, batch, pos]`; 1 at the last step."""
+        return exit_distribution(self.exit_lambda)[1]
+
+    @cached_property
+    def exit_entropy(self) -> Floats:
+        """Entropy `[batch, pos]` of the exit distribution, nats."""
+        p = self.exit_pdf
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(p > 0, -p * np.log(p), np.where(np.isnan(p), np.nan, 0.0))
+        return terms.sum(0).astype(np.float32)
+
+    @cached_property
+    def expected_steps(self) -> Floats:
+        """Mean number of steps `[batch, pos]` under the exit distribution, 1 to n_steps."""
+        steps = np.arange(1, self.n_steps + 1, dtype=np.float32)
+        return np.tensordot(steps, self.exit_pdf, axes=1).astype(np.float32)
+
+    def exit_step(self, q: float) -> Ints:
+        """Q-exit: the first step `[batch, pos]` (0-based) whose cdf reaches q; -1 beyond a sequence.
+
+        q = 1 means all steps, also where rounding makes the cdf reach 1 early.
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"q is {q}, expected 0 to 1")
+        if q == 1:
+            steps = np.full(self.exit_cdf.shape[1:], self.n_steps - 1, np.int64)
+        else:
+            steps = np.argmax(self.exit_cdf >= np.float32(q), axis=0).astype(np.int64)
+        return np.where(np.isnan(self.gate_logit[0]), -1, steps)
+
+    # -- readouts ------------------------------------------------------------------------------------------------
+
+    def _read(self, want_logits: bool, take: Callable[[tuple[NDArray[np.float32], ...]], NDArray[np.float32]]) -> Floats:
+        """Reads every real state out, a slab of positions at a time, so that logits never fill the memory."""
+        flat = self.states.reshape(-1, self.states.shape[-1])
+        real = np.flatnonzero(~np.isnan(self.gate_logit.reshape(-1)))
+        out: Floats | None = None
+        for begin in range(0, len(real), 256):
+            rows = real[begin : begin + 256]
+            got = take(self._model._core.readout(flat[rows], want_logits))
+            if out is None:
+                out = np.full((len(flat), *got.shape[1:]), np.nan, np.float32)
+            out[rows] = got
+        assert out is not None  # a trace has at least one token
+        return out.reshape(*self.states.shape[:3], *out.shape[1:])
+
+    @cached_property
+    def entropy(self) -> Floats:
+        """Entropy `[step, batch, pos]` of each step's readout, nats; computed in C, the logits are not kept."""
+        return self._read(False, lambda r: r[1])
+
+    def top_tokens(self, k: int = 1) -> tuple[Ints, Floats]:
+        """The k most likely tokens of every readout.
+
+        Returns
+        -------
+        ids : array [step, batch, pos, k]
+            Most likely first; -1 beyond a sequence.
+        probabilities : array [step, batch, pos, k]
+        """
+        if not 1 <= k <= self._model.config.d_vocab:
+            raise ValueError(f"k is {k}, expected 1 to {self._model.config.d_vocab}")
+
+        def best(read: tuple[NDArray[np.float32], ...]) -> NDArray[np.float32]:
+            logits, log_z = read[0], read[2]
+            order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+            p = np.exp(np.take_along_axis(logits, order, 1) - log_z[:, None])
+            return np.stack([order.astype(np.float32), p], axis=-1)  # ids are below 2^24: exact in float32
+
+        both = self._read(True, best)
+        return np.where(np.isnan(both[..., 0]), -1, both[..., 0]).astype(np.int64), both[..., 1]
+
+    def weighted_logits(self) -> Floats:
+        """`sum_t p_t z_t` `[batch, pos, d_vocab]`: logits averaged with the exit distribution (not probabilities)."""
+        logits = self.logits
+        if logits is None or logits.shape[0] != self.n_steps:
+            logits = self._read(True, lambda r: r[0])
+        mixed = np.zeros(logits.shape[1:], np.float32)
+        for pdf, z in zip(self.exit_pdf, logits, strict=True):
+            mixed = mixed + pdf[..., None] * z
+        return mixed
+
+    def __repr__(self) -> str:
+        steps, batch, pos, d = self.states.shape
+        return f"Trace(step={steps}, batch={batch}, pos={pos}, d_model={d}, logits={'none' if self.logits is None else self.logits.shape})"
