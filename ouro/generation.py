@@ -1,0 +1,275 @@
+"""Generation: what a caller may ask for, what comes back, and the loop that drives the engine."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ouro import _core
+from ouro.exits import CustomExit, ExitRule, QExit
+from ouro.tokenizer import StreamDecoder, Tokenizer
+
+FinishReason = Literal["stop", "length", "cancelled"]
+FINISH: dict[int, FinishReason] = {1: "stop", 2: "length", 3: "cancelled"}
+FAILED = 4
+NO_EXIT = ExitRule(0.0)
+
+
+@dataclass(frozen=True)
+class GenerationStats:
+    """What one generation cost.
+
+    Attributes
+    ----------
+    passes
+        Sweeps over the weights this request took part in.
+    prompt_tokens, tokens
+        Tokens read and written.
+    prefill_seconds, decode_seconds
+        Up to the first new token, and after it.
+    cache_bytes
+        Keys and values held at the end.
+    guesses, kept, dropped
+        Positions started on a guess, confirmed, and thrown away.
+    p1, p2
+        How often the step-0 readout had the final token, and step 1 when step 0 had not; NaN when nothing was guessed.
+    """
+
+    passes: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    cache_bytes: int = 0
+    guesses: int = 0
+    kept: int = 0
+    dropped: int = 0
+    p1: float = math.nan
+    p2: float = math.nan
+
+
+@dataclass
+class Generation:
+    """One continuation.
+
+    Attributes
+    ----------
+    text : str
+        Without special tokens and without the stop string; empty when the model has no tokenizer.
+    token_ids, prompt_token_ids : list of int
+        All new ids, a stop token included; and the prompt's.
+    logprobs : list of float
+        Log probability of each new token under the unfiltered softmax, nats.
+    top_logprobs : list of dict or None
+        The most likely tokens and their log probabilities, when `logprobs=k` was asked for.
+    finish_reason : "stop", "length" or "cancelled"
+    exit_steps : list of int
+        The 0-based step whose readout gave each token.
+    exit_pdf : list of list of float
+        Exit distribution of the position each token was read from; NaN behind the exit step, which need not have run.
+    stats : GenerationStats
+    """
+
+    prompt_token_ids: list[int]
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] | None = None
+    finish_reason: FinishReason = "cancelled"
+    exit_steps: list[int] = field(default_factory=list)
+    exit_pdf: list[list[float]] = field(default_factory=list)
+    stats: GenerationStats = field(default_factory=GenerationStats)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked arguments of a generation, as the engine wants them."""
+
+    max_new_tokens: int
+    n_steps: int
+    exit_at_step: int
+    exit_rule: ExitRule
+    weighted_exit: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    stop: tuple[str, ...]
+    stop_ids: tuple[int, ...]
+    seed: int
+    n_top: int
+    want_top: bool
+    speculate: int
+
+
+def settings(
+    *,
+    trained_steps: int,
+    default_stop_ids: Sequence[int],
+    max_new_tokens: int,
+    n_steps: int | None = None,
+    exit_at_step: int | None = None,
+    exit_threshold: float | None = None,
+    exit_rule: ExitRule | None = None,
+    weighted_exit: bool = False,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    seed: int | None = None,
+    logprobs: int | None = None,
+    speculate: bool | Literal["auto"] = "auto",
+) -> Settings:
+    """Check what contradicts itself; ranges are checked by the core."""
+    asked = {"exit_at_step": exit_at_step is not None, "exit_threshold": exit_threshold is not None,
+             "exit_rule": exit_rule is not None, "weighted_exit": weighted_exit}  # fmt: skip
+    named = [name for name, on in asked.items() if on]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} contradict each other: give one of them")
+    steps = trained_steps if n_steps is None else n_steps
+    if exit_at_step is not None and not 0 <= exit_at_step < steps:
+        raise ValueError(f"exit_at_step is {exit_at_step}, expected 0 to {steps - 1} (0-based, {steps} steps)")
+    if exit_threshold is not None:
+        exit_rule = QExit(exit_threshold)
+    if exit_rule is not None and not isinstance(exit_rule, ExitRule):
+        raise TypeError(f"exit_rule is {exit_rule!r}, expected a rule of ouro.exits")
+    if speculate not in (True, False, "auto"):
+        raise ValueError(f"speculate is {speculate!r}, expected True, False or 'auto'")
+    if seed is not None and not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if any(not isinstance(s, str) or not s for s in strings):
+        raise ValueError(f"stop is {stop!r}, expected text or a list of texts, none empty")
+    ids = default_stop_ids if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
+    return Settings(
+        max_new_tokens=max_new_tokens, n_steps=steps, exit_at_step=-1 if exit_at_step is None else exit_at_step,
+        exit_rule=exit_rule or NO_EXIT, weighted_exit=weighted_exit, temperature=temperature, top_k=top_k, top_p=top_p,
+        min_p=min_p, repetition_penalty=repetition_penalty, stop=strings, stop_ids=tuple(ids),
+        seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed, n_top=logprobs or 0,
+        want_top=logprobs is not None, speculate={False: 0, True: 1, "auto": 2}[speculate],
+    )  # fmt: skip
+
+
+class _Running:
+    """One request: its engine id, the Generation it fills, its text so far."""
+
+    def __init__(self, index: int, prompt: list[int], s: Settings, tokenizer: Tokenizer | None) -> None:
+        self.index = index
+        self.settings = s
+        self.result = Generation(list(prompt), top_logprobs=[] if s.want_top else None)
+        self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True) if tokenizer else None
+        self._pending = ""  # text that may be the beginning of a stop string
+        self.stopped = False
+
+    def take(self, token: int) -> str:
+        """Text that is certain to belong to the result now."""
+        return self._release(self._decoder.push(token) if self._decoder else "", final=False)
+
+    def finish(self) -> str:
+        """The rest of the text."""
+        return "" if self.stopped else self._release(self._decoder.flush() if self._decoder else "", final=True)
+
+    def _release(self, piece: str, *, final: bool) -> str:
+        text = self._pending + piece
+        found = [at for at in (text.find(s) for s in self.settings.stop) if at >= 0]
+        if found:
+            self.stopped = True
+            out, self._pending = text[: min(found)], ""
+        else:
+            keep = 0 if final else self._held(text)
+            out, self._pending = text[: len(text) - keep], text[len(text) - keep :]
+        self.result.text += out
+        return out
+
+    def _held(self, text: str) -> int:
+        """Length of the longest end of text with which a stop string begins."""
+        longest = max((len(s) for s in self.settings.stop), default=1) - 1
+        for n in range(min(longest, len(text)), 0, -1):
+            if any(s.startswith(text[-n:]) for s in self.settings.stop):
+                return n
+        return 0
+
+
+class GenerationLoop:
+    """Drives one engine until its requests are done.
+
+    Iterating gives (index of the request, piece of text that just became certain, its Generation). Closing the iterator
+    early cancels what still runs.
+    """
+
+    def __init__(self, core: _core.Model, tokenizer: Tokenizer | None, max_lanes: int = 256) -> None:
+        self._engine = _core.Engine(core, max_lanes)
+        self._tokenizer = tokenizer
+        self._running: dict[int, _Running] = {}
+
+    def submit(self, index: int, prompt: list[int], s: Settings, stream: int) -> None:
+        """Queue one prompt; `stream` tells several samples of one prompt apart."""
+        rule = s.exit_rule
+        if s.stop and self._tokenizer is None:
+            raise ValueError("stop strings need a tokenizer; this model has none")
+        request = self._engine.submit(
+            np.asarray(prompt, np.int32), s.max_new_tokens, s.n_steps, s.exit_at_step, s.weighted_exit, rule.kind,
+            rule.threshold, rule.min_steps, rule.delay, rule.rule if isinstance(rule, CustomExit) else None,
+            s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed, stream,
+            np.asarray(s.stop_ids, np.int32), s.n_top, s.speculate,
+        )  # fmt: skip
+        self._running[request] = _Running(index, prompt, s, self._tokenizer)
+
+    def __iter__(self) -> Iterator[tuple[int, str, Generation]]:
+        try:
+            while self._running:
+                cache_bytes = self._engine.cache_bytes()
+                for event in self._engine.step():
+                    yield from self._on_event(event, max(cache_bytes, self._engine.cache_bytes()))
+        finally:
+            for request in self._running:
+                self._engine.cancel(request)
+
+    def _on_event(self, event: tuple[Any, ...], cache_bytes: int) -> Iterator[tuple[int, str, Generation]]:
+        request, token, logprob, exit_step, finish, pdf, top_ids, top_logprobs, stats = event
+        running = self._running.get(request)
+        if running is None:  # its stop string was found before
+            return
+        result, piece = running.result, ""
+        if finish == FAILED:
+            raise RuntimeError("the engine could not go on with this request (out of memory?)")
+        if token >= 0:
+            result.token_ids.append(token)
+            result.logprobs.append(logprob)
+            result.exit_steps.append(exit_step)
+            result.exit_pdf.append(list(pdf[: running.settings.n_steps]))
+            if result.top_logprobs is not None:
+                result.top_logprobs.append(dict(zip(top_ids, top_logprobs, strict=True)))
+            piece = running.take(token)
+        if running.stopped and not finish:
+            self._engine.cancel(request)
+            result.finish_reason = "stop"
+        elif running.stopped:
+            result.finish_reason = "stop"
+        if finish:
+            piece += running.finish()
+            if not running.stopped:
+                result.finish_reason = FINISH[finish]
+            result.stats = _stats(stats, cache_bytes)
+            del self._running[request]
+        elif running.stopped:
+            return  # one more event follows, with the cost
+        yield running.index, piece, result
+
+
+def _stats(s: dict[str, Any], cache_bytes: int) -> GenerationStats:
+    return GenerationStats(
+        passes=s["passes"], prompt_tokens=s["prompt_tokens"], tokens=s["tokens"], prefill_seconds=s["prefill_seconds"],
+        decode_seconds=s["decode_seconds"], cache_bytes=cache_bytes, guesses=s["guesses"], kept=s["kept"],
+        dropped=s["dropped"], p1=s["first_right"] / s["first_tried"] if s["first_tried"] else math.nan,
+        p2=s["second_right"] / s["second_tried"] if s["second_tried"] else math.nan,
+    )  # fmt: skip

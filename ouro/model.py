@@ -1,0 +1,275 @@
+"""`Model`: a loaded checkpoint, ready to be traced and to generate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro import _core
+from ouro.chat import ChatTemplate, Message
+from ouro.config import ModelConfig
+from ouro.errors import ContextLengthError
+from ouro.generation import Generation, GenerationLoop, Settings, settings
+from ouro.hub import resolve
+from ouro.loading import Compute, KVDtype, load_core
+from ouro.tokenizer import Tokenizer, check_ids
+from ouro.trace import Trace
+
+Tokens = str | Sequence[int] | NDArray[np.integer[Any]]
+Batch = Tokens | Sequence[str] | Sequence[Sequence[int]]
+MAX_LANES = 256  # positions of a prompt that share a pass
+LOGITS = {"none": 0, "last": 1, "all": 2}
+
+
+class Model:
+    """A looped language model. Made by `ouro.load`.
+
+    One model may be used from several Python threads; their calls take turns. Nothing in it changes after loading, and
+    all loop controls are arguments of a call.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    tokenizer : Tokenizer or None
+        None when the checkpoint has no tokenizer: then texts are refused and token ids are taken.
+    compute : str
+        How products are done, e.g. "bfloat16" or "float32 (BLAS)".
+    path : Path
+        The checkpoint directory.
+    load_seconds : float
+    """
+
+    def __init__(
+        self, core: _core.Model, config: ModelConfig, path: Path, compute: str, kv_dtype: str, load_seconds: float
+    ) -> None:
+        self._core = core
+        self.config = config
+        self.path = path
+        self.compute = compute
+        self.kv_dtype = kv_dtype
+        self.load_seconds = load_seconds
+        self.tokenizer = Tokenizer.from_directory(path)
+        self._chat_template: ChatTemplate | None = None
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"Model({self.path.name!r}, {c.n_layers} layers x {c.n_steps} steps, d_model={c.d_model}, compute={self.compute!r})"
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError(f"{self.path} has no tokenizer.json: give token ids instead of text")
+        return self.tokenizer
+
+    def to_tokens(self, text: str) -> list[int]:
+        """Token ids of a text; nothing is added in front."""
+        return self._need_tokenizer().encode(text)
+
+    def to_string(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
+        """Text of token ids, special tokens included."""
+        return self._need_tokenizer().decode([int(i) for i in ids])
+
+    def to_str_tokens(self, x: str | Sequence[int] | NDArray[np.integer[Any]]) -> list[str]:
+        """Each token as text of its own."""
+        ids = self.to_tokens(x) if isinstance(x, str) else [int(i) for i in x]
+        return self._need_tokenizer().token_strings(ids)
+
+    def _one(self, x: Any) -> list[int]:
+        if isinstance(x, str):
+            ids = self.to_tokens(x)
+        else:
+            a = np.asarray(x)
+            if a.size and (a.ndim != 1 or a.dtype.kind not in "iu"):
+                raise TypeError(f"expected text or a list of token ids, got {a.dtype} of shape {a.shape}")
+            ids = [int(i) for i in a]
+        if not ids:
+            raise ValueError("a sequence needs at least one token")
+        check_ids(ids, self.config.d_vocab)
+        return ids
+
+    def _many(self, x: Batch) -> tuple[list[list[int]], bool]:
+        """Sequences of ids, and whether x was a batch."""
+        if isinstance(x, str):
+            return [self._one(x)], False
+        if isinstance(x, np.ndarray):
+            if x.ndim not in (1, 2):
+                raise ValueError(f"token ids have shape {x.shape}, expected [pos] or [batch, pos]")
+            return ([self._one(row) for row in x], True) if x.ndim == 2 else ([self._one(x)], False)
+        if not isinstance(x, Sequence):
+            raise TypeError(f"expected text, token ids or a list of either, got {type(x).__name__}")
+        if len(x) == 0:
+            raise ValueError("expected text or token ids, got an empty list")
+        if all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in x):
+            return [self._one(x)], False
+        return [self._one(row) for row in x], True
+
+    # -- trace -----------------------------------------------------------------------------------------------------
+
+    def trace(
+        self, x: Batch, *, n_steps: int | None = None, logits: Literal["last", "all", "none"] = "last", max_lanes: int = MAX_LANES
+    ) -> Trace:
+        """One forward, everything by step.
+
+        Parameters
+        ----------
+        x
+            Text, a list of texts, ids, a list of id lists (unequal lengths: a ragged batch without padding effects), or
+            an int array [pos] or [batch, pos].
+        n_steps
+            Recurrent steps to run; the trained number unless given, more is possible (the paper goes to 8).
+        logits
+            Keep readouts of the last step, of all steps, or none. Entropies and top tokens need none kept.
+        max_lanes
+            Positions that share a pass; changes memory and speed, never a result.
+
+        Raises
+        ------
+        ContextLengthError, MemoryLimitError
+            With the numbers, before anything is computed.
+        """
+        if logits not in LOGITS:
+            raise ValueError(f"logits is {logits!r}, expected 'last', 'all' or 'none'")
+        if max_lanes < 1:
+            raise ValueError(f"max_lanes is {max_lanes}, expected 1 or more")
+        sequences, _ = self._many(x)
+        longest = max(len(s) for s in sequences)
+        if longest > self.config.n_ctx:
+            raise ContextLengthError(f"{longest} tokens exceed the context of {self.config.n_ctx}")
+        steps = self.config.n_steps if n_steps is None else n_steps
+        states, gate, z = self._core.trace([np.asarray(s, np.int32) for s in sequences], steps, LOGITS[logits], max_lanes)
+        return Trace(states, gate, z, np.array([len(s) for s in sequences]), sequences, self)
+
+    # -- generation --------------------------------------------------------------------------------------------------
+
+    def _settings(self, *, chat: bool, arguments: Mapping[str, Any]) -> Settings:
+        stop_ids = self.tokenizer.stop_ids(chat=chat) if self.tokenizer else []
+        return settings(trained_steps=self.config.n_steps, default_stop_ids=stop_ids, **arguments)
+
+    @overload
+    def generate(self, prompt: Tokens, *, max_new_tokens: int = ..., n: Literal[1] = ..., **arguments: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Batch, *, max_new_tokens: int = ..., n: int = ..., **arguments: Any) -> Generation | list[Any]: ...
+    def generate(self, prompt: Batch, *, max_new_tokens: int = 128, n: int = 1, **arguments: Any) -> Generation | list[Any]:
+        """Continue a prompt, or each prompt of a list.
+
+        Parameters
+        ----------
+        prompt
+            Text or ids; a list of texts or of id lists gives a list of results.
+        max_new_tokens, n
+            Most tokens to add; samples per prompt (n > 1 gives a list per prompt).
+        n_steps, exit_at_step, exit_threshold, exit_rule, weighted_exit
+            Loop controls. `n_steps` runs another depth; of the others at most one: the 0-based step every token leaves
+            after (deeper steps never run), the q of Q-exit, a rule of `ouro.exits`, or logits averaged over steps.
+        temperature, top_k, top_p, min_p, repetition_penalty, seed
+            Greedy unless a temperature is given. Noise depends on (seed, sample number, position) only.
+        stop, eos_token_id
+            Texts, and ids, that end a generation; `eos_token_id=[]` never stops on a token.
+        logprobs
+            k: report the k most likely tokens at each place.
+        speculate
+            Guess ahead from early readouts: "auto" (default), True or False. Never changes a result.
+
+        Returns
+        -------
+        Generation, or a list
+        """
+        results = self._run(prompt, n, self._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments}))
+        _, batch = self._many(prompt)
+        per_prompt: list[Any] = [results[i : i + n] if n > 1 else results[i] for i in range(0, len(results), n)]
+        return per_prompt if batch else per_prompt[0]
+
+    def _loop(self, prompt: Batch, n: int, s: Settings) -> GenerationLoop:
+        if n < 1:
+            raise ValueError(f"n is {n}, expected 1 or more")
+        loop = GenerationLoop(self._core, self.tokenizer, MAX_LANES)
+        for i, ids in enumerate(self._many(prompt)[0]):
+            for sample in range(n):
+                loop.submit(i * n + sample, ids, s, sample)
+        return loop
+
+    def _run(self, prompt: Batch, n: int, s: Settings) -> list[Generation]:
+        results = {index: result for index, _, result in self._loop(prompt, n, s)}
+        return [results[i] for i in sorted(results)]
+
+    def stream(self, prompt: Tokens, *, max_new_tokens: int = 128, **arguments: Any) -> Iterator[str]:
+        """`generate` for one prompt, giving pieces of text that are whole characters as they come."""
+        s = self._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments})
+        return (piece for _, piece, _ in self._loop(self._one(prompt), 1, s) if piece)
+
+    def chat_prompt(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> str:
+        """The text a conversation becomes, with the assistant's turn open."""
+        if self._chat_template is None:
+            self._chat_template = ChatTemplate.from_directory(self.path)
+        if self._chat_template is None:
+            raise ValueError(f"{self.path} has no chat template")
+        return self._chat_template.render(messages, enable_thinking=enable_thinking)
+
+    def chat(self, messages: Sequence[Message], *, enable_thinking: bool | None = None, max_new_tokens: int = 512,
+             **arguments: Any) -> Generation:  # fmt: skip
+        """The assistant's next turn; stops at `<|im_end|>`. Arguments as in `generate`."""
+        s = self._settings(chat=True, arguments={"max_new_tokens": max_new_tokens, **arguments})
+        return self._run(self.chat_prompt(messages, enable_thinking=enable_thinking), 1, s)[0]
+
+    def chat_stream(self, messages: Sequence[Message], *, enable_thinking: bool | None = None, max_new_tokens: int = 512,
+                    **arguments: Any) -> Iterator[str]:  # fmt: skip
+        """`chat`, giving pieces of text as they come."""
+        s = self._settings(chat=True, arguments={"max_new_tokens": max_new_tokens, **arguments})
+        ids = self.to_tokens(self.chat_prompt(messages, enable_thinking=enable_thinking))
+        return (piece for _, piece, _ in self._loop(ids, 1, s) if piece)
+
+    def info(self) -> dict[str, Any]:
+        """Sizes by part (bytes), kernels, threads and BLAS in use."""
+        return self._core.info()
+
+
+def load(
+    path_or_id: str | Path,
+    *,
+    compute: Compute = "bfloat16",
+    exact: bool = True,
+    threads: int | None = None,
+    kv_dtype: KVDtype | None = None,
+    isa: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Model:
+    """Load a model.
+
+    Parameters
+    ----------
+    path_or_id
+        A packaged model (`"ouro-tiny"`), a directory in the released format, or a hub id.
+    compute
+        "bfloat16" (default), "float32" (the reference), "int8" or "int4" (quantised while loading).
+    exact
+        False lets large float32 products go through OpenBLAS: agrees to rounding, and loses the promise that a result
+        never depends on batch, threads or chunking.
+    threads
+        Worker threads; the processors of the affinity mask unless given.
+    kv_dtype
+        Keys and values: "bfloat16" (default) or "int8"; "float32" with float32 compute.
+    isa
+        "scalar", "avx2", "avx512" or "neon" to force lower kernels; the environment variable OURO_ISA does the same.
+    revision, cache_dir, local_files_only, token
+        For hub ids, as in `huggingface_hub.snapshot_download`.
+
+    Raises
+    ------
+    CheckpointError
+        When the checkpoint is missing, damaged or of another model.
+    MemoryLimitError
+        When the packed weights would not fit.
+    """
+    path = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    core, checkpoint, seconds = load_core(path, compute=compute, exact=exact, threads=threads, kv_dtype=kv_dtype, isa=isa)
+    label = compute if exact else f"{compute} (BLAS)"
+    kv = kv_dtype or ("float32" if compute == "float32" else "bfloat16")
+    return Model(core, checkpoint.config, path, label, kv, seconds)
