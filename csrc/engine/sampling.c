@@ -201,7 +201,7 @@ void ouro_sample_filter(ouro_sampler *p, const ouro_sampling *s, const float *lo
 void ouro_top_k(const float *logits, int n, int k, int32_t *ids, float *values)
 {
     int have = 0;
-    for (int32_t i = 0; i < n; i++) {
+    for (int32_t i = 0; k > 0 && i < n; i++) {
         if (have == k && !(logits[i] > values[k - 1])) continue;
         int at = have < k ? have++ : k - 1;
         for (; at > 0 && logits[i] > values[at - 1]; at--) ids[at] = ids[at - 1], values[at] = values[at - 1];
