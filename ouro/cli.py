@@ -1,0 +1,186 @@
+"""The command `ouro`: generate, chat, inspect, info."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ouro
+from ouro import _core
+from ouro.errors import OuroError
+from ouro.model import Model
+from ouro.trace import Trace
+
+DEFAULT_MODEL = "ouro-tiny"
+
+
+def _model_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("-m", "--model", default=DEFAULT_MODEL, help="packaged name, directory or hub id (default: %(default)s)")
+    p.add_argument("--compute", default="bfloat16", choices=["float32", "bfloat16", "int8", "int4"])
+    p.add_argument("--threads", type=int, help="worker threads (default: all processors allowed)")
+    p.add_argument("--local-files-only", action="store_true", help="never ask the hub")
+
+
+def _sampling_arguments(p: argparse.ArgumentParser, new_tokens: int) -> None:
+    p.add_argument("-n", "--max-new-tokens", type=int, default=new_tokens)
+    p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    p.add_argument("--top-k", type=int, default=0)
+    p.add_argument("--top-p", type=float, default=1.0)
+    p.add_argument("--min-p", type=float, default=0.0)
+    p.add_argument("--repetition-penalty", type=float, default=1.0)
+    p.add_argument("--seed", type=int)
+    p.add_argument("--n-steps", type=int, help="recurrent steps to run (default: as trained)")
+    p.add_argument("--exit-at-step", type=int, help="leave every token after this step (0-based)")
+    p.add_argument("--exit-threshold", type=float, help="q of Q-exit")
+
+
+def _load(a: argparse.Namespace) -> Model:
+    return ouro.load(a.model, compute=a.compute, threads=a.threads, local_files_only=a.local_files_only)
+
+
+def _sampling(a: argparse.Namespace) -> dict[str, Any]:
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "n_steps",
+             "exit_at_step", "exit_threshold")  # fmt: skip
+    return {name: getattr(a, name) for name in names}
+
+
+def generate(a: argparse.Namespace) -> None:
+    """Print a continuation as it comes."""
+    model = _load(a)
+    print(a.prompt, end="", flush=True)
+    for piece in model.stream(a.prompt, stop=a.stop, **_sampling(a)):
+        print(piece, end="", flush=True)
+    print()
+
+
+def chat(a: argparse.Namespace) -> None:
+    """A conversation on the terminal; ends with an empty line or end of file."""
+    model = _load(a)
+    messages: list[dict[str, str]] = [{"role": "system", "content": a.system}] if a.system else []
+    thinking = True if a.thinking else None
+    print(f"{model!r}. An empty line ends the chat.", file=sys.stderr)
+    while text := _ask():
+        messages.append({"role": "user", "content": text})
+        answer = ""
+        for piece in model.chat_stream(messages, enable_thinking=thinking, **_sampling(a)):
+            print(piece, end="", flush=True)
+            answer += piece
+        print()
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def inspect_table(model: Model, trace: Trace) -> str:
+    """One line per token; per step the top token that would follow, its probability, the readout's entropy and p(exit)."""
+    ids, p = trace.top_tokens(1)
+    tokens = model.to_str_tokens(trace.token_ids[0]) if model.tokenizer else [str(i) for i in trace.token_ids[0]]
+    name = model.to_str_tokens if model.tokenizer else (lambda x: [str(i) for i in x])
+    head = f"{'pos':>4} {'token':14}" + "".join(f"| {f'after step {t}':14} prob entropy p(exit) " for t in range(trace.n_steps))
+    lines = [head + "| steps", "-" * (len(head) + 7)]
+    for i, token in enumerate(tokens):
+        line = f"{i:4} {_shown(token):14}"
+        for t in range(trace.n_steps):
+            top = _shown(name([int(ids[t, 0, i, 0])])[0])
+            line += f"| {top:14} {p[t, 0, i, 0]:.2f} {trace.entropy[t, 0, i]:7.3f} {trace.exit_pdf[t, 0, i]:7.3f} "
+        lines.append(line + f"| {trace.expected_steps[0, i]:.2f}")
+    return "\n".join(lines)
+
+
+def _shown(token: str) -> str:
+    text = repr(token)[1:-1]
+    return text if len(text) <= 14 else text[:13] + "…"
+
+
+def inspect(a: argparse.Namespace) -> None:
+    """What each step would say, token by token."""
+    model = _load(a)
+    text = model.chat_prompt([{"role": "user", "content": a.text}]) if a.chat else a.text
+    trace = model.trace(text, n_steps=a.n_steps, logits="none")
+    print(inspect_table(model, trace))
+    if a.plot:
+        from ouro.plots import plot_steps
+
+        figure = plot_steps(trace).figure
+        figure.savefig(a.plot, dpi=110, bbox_inches="tight")
+        print(f"wrote {a.plot}", file=sys.stderr)
+
+
+def info(a: argparse.Namespace) -> None:
+    """Model, sizes, memory by part, CPU features, kernels in use, BLAS."""
+    model = _load(a)
+    c, core = model.config, model.info()
+    mib = lambda n: f"{n / 2**20:,.1f} MiB"  # noqa: E731
+    rows = [
+        ("model", f"{a.model} ({model.path.name})"),
+        ("parameters", f"{c.n_params:,}"),
+        ("shape", f"{c.n_layers} layers x {c.n_steps} steps, d_model {c.d_model}, {c.n_heads} heads "
+                  f"({c.n_key_value_heads} key/value) of {c.d_head}, d_mlp {c.d_mlp}, vocabulary {c.d_vocab}"),
+        ("context", f"{c.n_ctx} tokens"),
+        ("compute", f"{model.compute}, keys and values {model.kv_dtype}"),
+        ("weights in memory", mib(core["weight_bytes"])),
+        ("  shared layers", mib(core["layer_bytes"])),
+        ("  head, embedding", f"{mib(core['head_bytes'])}, {mib(core['embed_bytes'])}"),
+        ("key/value cache", f"{core['kv_page_bytes'] * c.n_steps / 64 / 1024:,.1f} KiB per token at {c.n_steps} steps"),
+        ("loaded in", f"{model.load_seconds:.2f} s"),
+        ("resident now", mib(_core.resident_memory())),
+        ("processor", f"{_core.cpu_count()} usable, {_core.cpu_features()}"),
+        ("kernels", f"{core['kernels']}, {core['threads']} threads"),
+        ("BLAS", core["blas"] or "not used (exact results; ouro.load(..., compute='float32', exact=False) uses it)"),
+    ]  # fmt: skip
+    for name, value in rows:
+        print(f"{name:18} {value}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="ouro", description="Run and inspect Ouro looped language models on CPUs.")
+    top.add_argument("--version", action="version", version=f"ouro {ouro.__version__}")
+    commands = top.add_subparsers(dest="command", required=True)
+    p = commands.add_parser("generate", help="continue a text", description=generate.__doc__)
+    p.add_argument("prompt")
+    p.add_argument("--stop", action="append", help="text that ends the generation (may be given again)")
+    _sampling_arguments(p, 64)
+    p.set_defaults(run=generate)
+    p = commands.add_parser("chat", help="a conversation", description=chat.__doc__)
+    p.add_argument("--system", help="system message")
+    p.add_argument("--thinking", action="store_true", help="let the template open a thinking block")
+    _sampling_arguments(p, 256)
+    p.set_defaults(run=chat)
+    p = commands.add_parser("inspect", help="every step, token by token", description=inspect.__doc__)
+    p.add_argument("text")
+    p.add_argument("--chat", action="store_true", help="put the text into a chat turn first")
+    p.add_argument("--n-steps", type=int, help="recurrent steps to run (default: as trained)")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (needs the notebook extra)")
+    p.set_defaults(run=inspect)
+    p = commands.add_parser("info", help="model, memory, processor", description=info.__doc__)
+    p.set_defaults(run=info)
+    for p in commands.choices.values():
+        _model_arguments(p)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; 1 after an error that is the user's to mend, 130 after Ctrl-C."""
+    a = parser().parse_args(arguments)
+    try:
+        a.run(a)
+    except (OuroError, ValueError, OSError, MemoryError, ImportError) as error:
+        print(f"ouro: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Static pictures of a trace, with matplotlib (the notebook extra)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ouro.trace import Trace
+
+
+def plot_steps(trace: Trace, *, row: int = 0, ax: Any = None) -> Any:
+    """Exit probability as colour and the top token as text, by step and position.
+
+    Parameters
+    ----------
+    trace
+        As `Model.trace` gives it.
+    row
+        Which sequence of the batch.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure otherwise.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    import matplotlib.pyplot as plt
+
+    model = trace._model
+    n = int(trace.lengths[row])
+    name = model.to_str_tokens if model.tokenizer else (lambda ids: [str(i) for i in ids])
+    ids, _ = trace.top_tokens(1)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(max(6.0, 0.85 * n), 0.55 * trace.n_steps + 1.6))
+    image = ax.imshow(trace.exit_pdf[:, row, :n], cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="upper")
+    for t in range(trace.n_steps):
+        for i, token in enumerate(name([int(x) for x in ids[t, row, :n, 0]])):
+            dark = trace.exit_pdf[t, row, i] > 0.6
+            ax.text(i, t, repr(token)[1:-1].strip() or "·", ha="center", va="center", fontsize=8,
+                    color="white" if dark else "black")  # fmt: skip
+    ax.set_xticks(range(n), [repr(t)[1:-1] for t in name(trace.token_ids[row])], rotation=60, ha="right", fontsize=8)
+    ax.set_yticks(range(trace.n_steps), [f"step {t}" for t in range(trace.n_steps)])
+    ax.set_xlabel("token read")
+    ax.set_title("what each step would say next (colour: probability of leaving there)", fontsize=10)
+    ax.figure.colorbar(image, ax=ax, fraction=0.03, pad=0.02)
+    return ax
