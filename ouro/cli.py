@@ -118,7 +118,10 @@ def info(a: argparse.Namespace) -> None:
     """Model, sizes, memory by part, CPU features, kernels in use, BLAS."""
     model = _load(a)
     c, core = model.config, model.info()
-    mib = lambda n: f"{n / 2**20:,.1f} MiB"  # noqa: E731
+
+    def mib(n: int) -> str:
+        return f"{n / 2**20:,.1f} MiB"
+
     rows = [
         ("model", f"{a.model} ({model.path.name})"),
         ("parameters", f"{c.n_params:,}"),

@@ -66,7 +66,7 @@ class Trace:
     @property
     def n_steps(self) -> int:
         """Recurrent steps that were run."""
-        return self.states.shape[0]
+        return int(self.states.shape[0])
 
     @cached_property
     def exit_lambda(self) -> Floats:
@@ -89,7 +89,7 @@ class Trace:
         p = self.exit_pdf
         with np.errstate(divide="ignore", invalid="ignore"):
             terms = np.where(p > 0, -p * np.log(p), np.where(np.isnan(p), np.nan, 0.0))
-        return terms.sum(0).astype(np.float32)
+        return np.asarray(terms.sum(0), np.float32)
 
     @cached_property
     def expected_steps(self) -> Floats:
@@ -164,4 +164,5 @@ class Trace:
 
     def __repr__(self) -> str:
         steps, batch, pos, d = self.states.shape
-        return f"Trace(step={steps}, batch={batch}, pos={pos}, d_model={d}, logits={'none' if self.logits is None else self.logits.shape})"
+        kept = "none" if self.logits is None else str(self.logits.shape)
+        return f"Trace(step={steps}, batch={batch}, pos={pos}, d_model={d}, logits={kept})"

@@ -128,7 +128,7 @@ class Checkpoint:
         """One tensor as float32, widened exactly. Meant for small ones."""
         info = self.tensors[name]
         raw = np.empty(info.nbytes, np.uint8)
-        self.read_into(info, 0, memoryview(raw))
+        self.read_into(info, 0, memoryview(raw.data))
         if info.dtype == "BF16":
             flat = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
         else:

@@ -1,0 +1,24 @@
+"""Models are loaded once for all tests."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from paths import FIXTURES, TINY
+
+import ouro
+
+
+@cache
+def load(name: str, compute: str = "float32", **arguments):
+    return ouro.load(TINY if name == "trained" else FIXTURES / name, compute=compute, **arguments)
+
+
+@cache
+def reference(name: str):
+    return dict(np.load(FIXTURES / name / "reference.npz"))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return load("trained", "bfloat16")
