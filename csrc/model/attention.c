@@ -17,7 +17,8 @@
 
 /* Per-thread scratch, each part 64-byte aligned. */
 typedef struct scratch {
-    ouro_acts q, p;              /* [ROWS] queries (cols d_head) and probabilities (cols 64), f32 or bf16 */
+    ouro_acts q;                 /* [ROWS] queries, f32: scores are where rounding would show most */
+    ouro_acts p;                 /* [ROWS] probabilities (cols 64), f32 or bf16 */
     float *s;                    /* [ROWS][64] f32 */
     float *o;                    /* [ROWS][head_pad] f32 */
     float *m, *l;                /* [ROWS] running maximum and sum */
@@ -50,7 +51,7 @@ static size_t cut_scratch(const ouro_workspace *ws, uint8_t *base, scratch *t)
     const ouro_kv_layout *y = &ws->kv;
     ouro_act_kind kind = y->dtype == OURO_KV_F32 ? OURO_ACT_F32 : OURO_ACT_BF16;
     cutter at = {base, 0};
-    acts_at(&t->q, &at, kind, y->k_pad);
+    acts_at(&t->q, &at, OURO_ACT_F32, y->k_pad);
     acts_at(&t->p, &at, kind, OURO_BLOCK);
     t->s = take(&at, OURO_ATTEND_ROWS * OURO_BLOCK * sizeof(float));
     t->o = take(&at, OURO_ATTEND_ROWS * (size_t)ouro_head_pad(&ws->model->config) * sizeof(float));
@@ -106,12 +107,8 @@ static void load_queries(const ouro_workspace *ws, ouro_span span, int head, int
         for (int j = 0; j < per_kv; j++, row++) {
             const float *q = ws->qkv + (size_t)i * ouro_qkv_stride(c) + (size_t)(head * per_kv + j) * (size_t)pad;
             uint8_t *to = t->q.data + (size_t)row * t->q.stride;
-            if (t->q.kind == OURO_ACT_BF16) {
-                ws->model->kernels->to_bf16(q, c->d_head, t->q.kpad, (uint16_t *)(void *)to);
-            } else {
-                memset(to, 0, (size_t)t->q.kpad * sizeof(float));
-                memcpy(to, q, (size_t)c->d_head * sizeof(float));
-            }
+            memset(to, 0, (size_t)t->q.kpad * sizeof(float));
+            memcpy(to, q, (size_t)c->d_head * sizeof(float));
             t->m[row] = -INFINITY;
             t->l[row] = 0.0f;
         }
