@@ -48,13 +48,13 @@ def parse_json(data: bytes, file: Path, *, what: str = "JSON") -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a small file."""
     try:
+        size = path.stat().st_size if path.is_file() else -1
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError("file is too long", file=path, found=f"{size} bytes", expected=f"at most {MAX_JSON_BYTES}")
         with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
+            found = parse_json(file.read(), path)
     except OSError as error:
         raise CheckpointError(f"cannot read: {error.strerror or error}", file=path) from None
-    if len(data) > MAX_JSON_BYTES:
-        raise CheckpointError("file is too long", file=path, expected=f"at most {MAX_JSON_BYTES} bytes")
-    found = parse_json(data, path)
     if not isinstance(found, dict):
         raise CheckpointError("not a JSON object", file=path, found=type(found).__name__)
     return found
