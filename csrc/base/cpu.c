@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -87,7 +88,8 @@ int ouro_cpu_count(void)
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
 #endif
-    return 1;
+    long online = sysconf(_SC_NPROCESSORS_ONLN);         /* also where the mask is longer than a cpu_set_t */
+    return online > 0 ? (int)online : 1;
 }
 
 #if defined(__x86_64__)

@@ -69,6 +69,16 @@ static size_t least(size_t a, long long limit, long long used)
     return rest < a ? rest : a;
 }
 
+/* What is left of a control group. Its usage counts cached file pages, which the system takes back when it needs
+ * them: reading a checkpoint must not make memory look full. */
+static size_t least_of_group(size_t a, const char *limit, const char *usage, const char *stat)
+{
+    long long used = number_in(usage, NULL);
+    long long active = number_in(stat, "\nactive_file "), idle = number_in(stat, "\ninactive_file ");
+    if (used >= 0) used -= (active > 0 ? active : 0) + (idle > 0 ? idle : 0);
+    return least(a, number_in(limit, NULL), used < 0 ? -1 : used);
+}
+
 size_t ouro_available_memory(void)
 {
     size_t best = SIZE_MAX / 2;

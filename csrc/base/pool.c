@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -18,12 +19,14 @@
 
 #define SPIN_ALONE 4000          /* pauses before sleeping when every thread has a processor: some 50 us */
 #define SPIN_CROWDED 50          /* and when processors are shared */
+#define REBUILDING ((pid_t)-1)
 
 struct ouro_pool {
     int n_threads, spin;
-    pid_t pid;                   /* the process that owns the threads below; 0: none made yet */
+    _Atomic pid_t pid;           /* the process the pool belongs to; REBUILDING while a child takes it over */
     pthread_t *threads;          /* [n_threads - 1] */
     pthread_mutex_t turn;        /* held during a region */
+    bool started;                /* the threads exist; under `turn` */
     ouro_region_fn fn;
     void *ctx;
     bool stop;
@@ -89,12 +92,25 @@ void ouro_pool_barrier(ouro_pool *p, int thread)
 
 /* ---- threads ------------------------------------------------------------------------------------------------- */
 
+/* "ouro-3" in a debugger or in top; the process itself keeps its name */
+static void name_thread(int thread)
+{
+#if defined(__linux__)
+    char name[16];
+    snprintf(name, sizeof name, "ouro-%d", thread);
+    pthread_setname_np(pthread_self(), name);
+#else
+    (void)thread;
+#endif
+}
+
 static void *work_loop(void *arg)
 {
     worker w = *(worker *)arg;
     ouro_pool *p = w.pool;
     free(arg);
     uint32_t epoch = 0;
+    name_thread(w.thread);
     ouro_ftz_enter();
     for (;;) {
         wait_change(p, &p->epoch, epoch);
@@ -119,10 +135,8 @@ static int start(ouro_pool *p)
         if (failed) free(w);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (!failed) {
-        p->pid = getpid();
-        return OURO_OK;
-    }
+    p->started = !failed;
+    if (!failed) return OURO_OK;
     p->stop = true;
     change(p, &p->epoch);
     for (int i = 1; i < made; i++) pthread_join(p->threads[i - 1], NULL);
@@ -131,15 +145,26 @@ static int start(ouro_pool *p)
     return ouro_fail(OURO_ERR_SYSTEM, "could start only %d of %d threads", made, p->n_threads);
 }
 
-/* After fork the child has the structure but no threads; whatever state a region was in is gone with them. */
-static void forget_threads(ouro_pool *p)
+/* After fork the child has the structure but no threads; whatever state a region was in, and whoever held the turn, is
+ * gone with them. Of several threads of the child that find this out together one does it and the others wait. */
+static void adopt(ouro_pool *p)
 {
-    pthread_mutex_init(&p->turn, NULL);
-    p->pid = 0;
-    atomic_store(&p->epoch, 0);
-    atomic_store(&p->arrived, 0);
-    atomic_store(&p->generation, 0);
-    atomic_store(&p->sleepers, 0);
+    pid_t self = getpid(), owner = atomic_load(&p->pid);
+    while (owner != self) {
+        if (owner == REBUILDING || !atomic_compare_exchange_strong(&p->pid, &owner, REBUILDING)) {
+            sched_yield();
+            owner = atomic_load(&p->pid);
+            continue;
+        }
+        pthread_mutex_init(&p->turn, NULL);
+        p->started = p->stop = false;
+        atomic_store(&p->epoch, 0);
+        atomic_store(&p->arrived, 0);
+        atomic_store(&p->generation, 0);
+        atomic_store(&p->sleepers, 0);
+        atomic_store(&p->pid, self);
+        return;
+    }
 }
 
 ouro_pool *ouro_pool_new(int n_threads)
@@ -153,6 +178,7 @@ ouro_pool *ouro_pool_new(int n_threads)
     ouro_pool *p = at;
     int processors = ouro_cpu_count();
     *p = (ouro_pool){.n_threads = n_threads ? n_threads : processors};
+    atomic_store(&p->pid, getpid());
     p->spin = p->n_threads > processors ? SPIN_CROWDED : SPIN_ALONE;
     p->threads = calloc((size_t)p->n_threads, sizeof *p->threads);
     if (!p->threads) {
@@ -168,10 +194,10 @@ int ouro_pool_threads(const ouro_pool *p) { return p->n_threads; }
 void ouro_pool_free(ouro_pool *p)
 {
     if (!p) return;
-    if (p->pid == getpid()) {
+    if (atomic_load(&p->pid) == getpid()) {
         p->stop = true;
-        change(p, &p->epoch);
-        for (int i = 1; i < p->n_threads; i++) pthread_join(p->threads[i - 1], NULL);
+        if (p->started) change(p, &p->epoch);
+        for (int i = 1; p->started && i < p->n_threads; i++) pthread_join(p->threads[i - 1], NULL);
         pthread_mutex_destroy(&p->turn);
     }
     free(p->threads);
@@ -180,9 +206,10 @@ void ouro_pool_free(ouro_pool *p)
 
 int ouro_pool_run(ouro_pool *p, ouro_region_fn fn, void *ctx)
 {
-    if (p->pid != 0 && p->pid != getpid()) forget_threads(p);
+    if (!p || !fn) return ouro_fail(OURO_ERR_ARGUMENT, "pool and fn must not be NULL");
+    adopt(p);
     pthread_mutex_lock(&p->turn);
-    int status = p->n_threads > 1 && p->pid == 0 ? start(p) : OURO_OK;
+    int status = p->n_threads > 1 && !p->started ? start(p) : OURO_OK;
     if (status == OURO_OK) {
         unsigned mode = ouro_ftz_enter();
         p->fn = fn;

@@ -3,15 +3,18 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 static _Thread_local char detail[512] = "";
 
 int ouro_fail(int status, const char *format, ...)
 {
+    char text[sizeof detail];                /* an argument may be the last detail itself */
     va_list args;
     va_start(args, format);
-    vsnprintf(detail, sizeof detail, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    memcpy(detail, text, sizeof detail);
     return status;
 }
 

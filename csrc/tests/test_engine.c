@@ -1,0 +1,222 @@
+/* test_engine.c - a small random model through the C API: one answer for any threads, batch, chunk and speculation;
+ * refusals; cancelling.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/engine.h"
+#include "engine/trace.h"
+#include "ouro_status.h"
+
+static long passed, failed;
+
+#define CHECK(condition) do { \
+    if (condition) passed++; \
+    else failed++, printf("%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, ouro_last_error()); } while (0)
+
+enum { V = 211, NEW = 20, T = 4 };
+static const ouro_config config = {.n_layers = 2, .n_steps = T, .n_heads = 4, .n_kv_heads = 2, .d_model = 72, .d_head = 24,
+                                   .d_mlp = 100, .d_vocab = V, .n_ctx = 256, .eps = 1e-6f, .rope_theta = 1e4};
+
+static float uniform(uint64_t *s)
+{
+    *s = *s * 6364136223846793005u + 1442695040888963407u;
+    return (float)((double)(*s >> 40) / (double)(1 << 24)) - 0.5f;
+}
+
+static ouro_model *random_model(ouro_compute compute)
+{
+    static const ouro_formats formats[] = {
+        {OURO_F32, OURO_F32, OURO_F32, OURO_F32, OURO_F32}, {OURO_BF16, OURO_BF16, OURO_BF16, OURO_BF16, OURO_BF16},
+        {OURO_INT8, OURO_INT8, OURO_INT8, OURO_INT8, OURO_BF16}, {OURO_INT4, OURO_INT4, OURO_INT8, OURO_INT8, OURO_BF16}};
+    ouro_model *m;
+    uint64_t seed = 5;
+    CHECK(ouro_model_new(&config, compute, &formats[compute], NULL, &m) == OURO_OK);
+    for (int layer = 0; layer < config.n_layers; layer++)
+        for (int t = layer ? OURO_T_Q : 0; t < OURO_N_TENSORS; t++) {
+            int rows, cols, is_norm = t == OURO_T_NORM || t >= OURO_T_LN1;
+            ouro_tensor_shape(&config, (ouro_tensor)t, &rows, &cols);
+            float *w = malloc((size_t)rows * (size_t)cols * sizeof *w);
+            for (int i = 0; i < rows * cols; i++) w[i] = is_norm ? 1.0f + 0.3f * uniform(&seed) : uniform(&seed) * 3.0f / sqrtf((float)cols);
+            CHECK(ouro_model_put(m, (ouro_tensor)t, layer, OURO_DT_F32, 0, rows, w) == OURO_OK);
+            free(w);
+        }
+    CHECK(ouro_model_put(m, OURO_T_Q, 9, OURO_DT_F32, 0, 1, "") == OURO_ERR_SHAPE);
+    CHECK(ouro_model_finish(m) == OURO_OK);
+    return m;
+}
+
+static ouro_workspace *workspace(const ouro_model *m, int threads)
+{
+    ouro_workspace *ws = NULL;
+    CHECK(ouro_workspace_new(m, m->compute == OURO_FLOAT32 ? OURO_KV_F32 : OURO_KV_BF16, threads, &ws) == OURO_OK);
+    return ws;
+}
+
+static ouro_request_params greedy(void)
+{
+    return (ouro_request_params){.max_new_tokens = NEW, .n_steps = T, .exit_at_step = -1,
+                                 .sampling = {.top_p = 1.0f, .repetition_penalty = 1.0f}};
+}
+
+/* Runs requests together; tokens [n][NEW], logprobs [n][NEW]. */
+static void run(ouro_workspace *ws, int max_lanes, const int32_t *const *prompts, const int *lengths, int n,
+                const ouro_request_params *p, int32_t *tokens, float *logprobs)
+{
+    ouro_engine *e;
+    int64_t ids[8];
+    int made[8] = {0};
+    CHECK(ouro_engine_new(ws, max_lanes, (size_t)64 << 20, &e) == OURO_OK);
+    for (int i = 0; i < n; i++) CHECK(ouro_engine_submit(e, prompts[i], lengths[i], p, &ids[i]) == OURO_OK);
+    while (ouro_engine_pending(e)) {
+        const ouro_event *events;
+        int count;
+        CHECK(ouro_engine_step(e, NULL, NULL, &events, &count) == OURO_OK);
+        for (int k = 0; k < count; k++)
+            for (int i = 0; i < n; i++)
+                if (events[k].request == ids[i] && events[k].token >= 0) {
+                    tokens[i * NEW + made[i]] = events[k].token;
+                    logprobs[i * NEW + made[i]++] = events[k].logprob;
+                }
+    }
+    for (int i = 0; i < n; i++) CHECK(made[i] == NEW);
+    CHECK(ouro_engine_cache_bytes(e) == 0);
+    ouro_engine_free(e);
+}
+
+static void test_one_answer(ouro_compute compute, const ouro_request_params *base)
+{
+    int32_t prompt[3][100], alone[3 * NEW], together[3 * NEW];
+    float lp_alone[3 * NEW], lp_together[3 * NEW];
+    const int lengths[3] = {1, 70, 13};
+    const int32_t *prompts[3] = {prompt[0], prompt[1], prompt[2]};
+    for (int i = 0; i < 300; i++) prompt[i / 100][i % 100] = (i * 37 + 11) % V;
+    ouro_model *m = random_model(compute);
+    ouro_workspace *one = workspace(m, 1), *three = workspace(m, 3);
+    for (int i = 0; i < 3; i++) run(one, 256, &prompts[i], &lengths[i], 1, base, alone + i * NEW, lp_alone + i * NEW);
+    for (int speculate = 0; speculate < 3; speculate++) {
+        ouro_request_params p = *base;
+        p.speculate = (ouro_speculate)speculate;
+        static const int lanes[] = {256, 9, 4};
+        for (int i = 0; i < 3; i++) {
+            run(three, lanes[i], prompts, lengths, 3, &p, together, lp_together);
+            CHECK(memcmp(alone, together, sizeof alone) == 0);
+            CHECK(memcmp(lp_alone, lp_together, sizeof lp_alone) == 0);
+        }
+    }
+    ouro_workspace_free(one);
+    ouro_workspace_free(three);
+    ouro_model_free(m);
+}
+
+static int stop_at_once(void *arg) { return ++*(int *)arg > 3; }
+
+static void test_refusals(void)
+{
+    ouro_model *m = random_model(OURO_BFLOAT16);
+    ouro_workspace *ws = workspace(m, 2), *wrong;
+    CHECK(ouro_workspace_new(m, OURO_KV_F32, 1, &wrong) == OURO_ERR_ARGUMENT);
+    ouro_engine *e;
+    CHECK(ouro_engine_new(ws, 64, (size_t)1 << 30, &e) == OURO_OK);
+    int32_t prompt[4] = {1, 2, 3, V};
+    int64_t id;
+    ouro_request_params p = greedy();
+    CHECK(ouro_engine_submit(e, prompt, 4, &p, &id) == OURO_ERR_ARGUMENT && strstr(ouro_last_error(), "211"));
+    CHECK(ouro_engine_submit(e, prompt, 0, &p, &id) == OURO_ERR_ARGUMENT);
+    p.max_new_tokens = 255;
+    CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_CONTEXT && strstr(ouro_last_error(), "256"));
+    p = greedy();
+    p.exit_at_step = 1, p.weighted_exit = 1;
+    CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_ARGUMENT);
+    p = greedy();
+    CHECK(ouro_engine_submit(e, prompt, 3, &p, &id) == OURO_OK);
+    const ouro_event *events;
+    int count, calls = 0;
+    CHECK(ouro_engine_step(e, stop_at_once, &calls, &events, &count) == OURO_OK || calls > 3);
+    CHECK(ouro_engine_step(e, stop_at_once, &calls, &events, &count) == OURO_ERR_CANCELLED);
+    CHECK(ouro_engine_pending(e) == 0 && ouro_engine_cache_bytes(e) == 0);
+    CHECK(ouro_engine_submit(e, prompt, 3, &p, &id) == OURO_OK);
+    ouro_engine_cancel(e, id);
+    CHECK(ouro_engine_step(e, NULL, NULL, &events, &count) == OURO_OK && count == 1 && events[0].finish == OURO_FINISH_CANCELLED);
+    ouro_engine_free(e);
+    ouro_workspace_free(ws);
+    ouro_model_free(m);
+    ouro_config bad = config;
+    ouro_formats f = {OURO_BF16, OURO_BF16, OURO_BF16, OURO_BF16, OURO_BF16};
+    bad.d_head = 23;
+    CHECK(ouro_model_new(&bad, OURO_BFLOAT16, &f, NULL, &m) == OURO_ERR_ARGUMENT && strstr(ouro_last_error(), "d_head"));
+    f.layers = OURO_INT8;
+    CHECK(ouro_model_new(&config, OURO_BFLOAT16, &f, NULL, &m) == OURO_ERR_ARGUMENT);
+}
+
+/* Random arrivals, cancels and settings on one engine: each request that ends by itself gives what it gives alone. */
+static void test_random_schedules(void)
+{
+    enum { KINDS = 6 };
+    ouro_model *m = random_model(OURO_BFLOAT16);
+    ouro_workspace *ws = workspace(m, 2);
+    int32_t prompt[40], want[KINDS][NEW];
+    float lp[NEW];
+    ouro_request_params kind[KINDS];
+    for (int i = 0; i < 40; i++) prompt[i] = (i * 91 + 3) % V;
+    const int32_t *prompts[1] = {prompt};
+    for (int k = 0; k < KINDS; k++) {
+        kind[k] = greedy();
+        kind[k].speculate = (ouro_speculate)(k % 3);
+        if (k == 1) kind[k].exit = (ouro_exit_rule){.kind = OURO_EXIT_Q, .threshold = 0.6f};
+        if (k == 2) kind[k].sampling.temperature = 1.0f, kind[k].sampling.seed = 4;
+        if (k == 3) kind[k].exit = (ouro_exit_rule){.kind = OURO_EXIT_ENTROPY, .threshold = 3.0f};
+        if (k == 4) kind[k].weighted_exit = 1;
+        if (k == 5) kind[k].exit_at_step = 2, kind[k].sampling.repetition_penalty = 1.2f;
+        int n = 5 + 7 * k;
+        run(ws, 64, prompts, &n, 1, &kind[k], want[k], lp);
+    }
+    ouro_engine *e;
+    CHECK(ouro_engine_new(ws, 24, (size_t)4 << 20, &e) == OURO_OK);
+    uint64_t seed = 9;
+    struct { int64_t id; int kind, made, cancelled; } live[400];
+    int n = 0;
+    while (n < 400 || ouro_engine_pending(e)) {
+        while (n < 400 && uniform(&seed) < 0.0f) {
+            int k = (int)((uniform(&seed) + 0.5f) * KINDS) % KINDS;
+            CHECK(ouro_engine_submit(e, prompt, 5 + 7 * k, &kind[k], &live[n].id) == OURO_OK);
+            live[n].kind = k, live[n].made = 0, live[n++].cancelled = 0;
+        }
+        if (n && uniform(&seed) < -0.45f) {
+            int victim = (int)((uniform(&seed) + 0.5f) * (float)n) % n;
+            live[victim].cancelled = 1;
+            ouro_engine_cancel(e, live[victim].id);
+        }
+        const ouro_event *events;
+        int count;
+        CHECK(ouro_engine_step(e, NULL, NULL, &events, &count) == OURO_OK);
+        for (int i = 0; i < count; i++)
+            for (int r = 0; r < n; r++)
+                if (live[r].id == events[i].request && events[i].token >= 0)
+                    CHECK(events[i].token == want[live[r].kind][live[r].made++]);
+    }
+    for (int r = 0; r < n; r++) CHECK(live[r].cancelled || live[r].made == NEW);
+    CHECK(ouro_engine_cache_bytes(e) == 0);
+    ouro_engine_free(e);
+    ouro_workspace_free(ws);
+    ouro_model_free(m);
+}
+
+int main(void)
+{
+    ouro_request_params p = greedy();
+    for (int compute = 0; compute < 4; compute++) test_one_answer((ouro_compute)compute, &p);
+    p.sampling.temperature = 1.0f, p.sampling.seed = 3, p.sampling.repetition_penalty = 1.1f;
+    test_one_answer(OURO_BFLOAT16, &p);
+    p = greedy();
+    p.exit = (ouro_exit_rule){.kind = OURO_EXIT_Q, .threshold = 0.5f};
+    test_one_answer(OURO_BFLOAT16, &p);
+    p.exit = (ouro_exit_rule){.kind = OURO_EXIT_KL, .threshold = 0.5f};
+    test_one_answer(OURO_FLOAT32, &p);
+    test_refusals();
+    test_random_schedules();
+    printf("%ld passed, %ld failed\n", passed, failed);
+    return failed != 0;
+}
