@@ -54,7 +54,7 @@ static long long number_in(const char *path, const char *key)
     FILE *f = fopen(path, "r");
     if (!f) return -1;
     while (value < 0 && fgets(line, sizeof line, f)) {
-        const char *at = key ? strstr(line, key) : line;
+        const char *at = !key || strncmp(line, key, strlen(key)) == 0 ? line : NULL;
         if (at && sscanf(at + (key ? strlen(key) : 0), "%lld", &value) != 1) value = -1;
         if (!key) break;
     }
@@ -74,7 +74,7 @@ static size_t least(size_t a, long long limit, long long used)
 static size_t least_of_group(size_t a, const char *limit, const char *usage, const char *stat)
 {
     long long used = number_in(usage, NULL);
-    long long active = number_in(stat, "\nactive_file "), idle = number_in(stat, "\ninactive_file ");
+    long long active = number_in(stat, "active_file "), idle = number_in(stat, "inactive_file ");
     if (used >= 0) used -= (active > 0 ? active : 0) + (idle > 0 ? idle : 0);
     return least(a, number_in(limit, NULL), used < 0 ? -1 : used);
 }
@@ -84,9 +84,9 @@ size_t ouro_available_memory(void)
     size_t best = SIZE_MAX / 2;
     long long kib = number_in("/proc/meminfo", "MemAvailable:");
     if (kib >= 0) best = (size_t)kib * 1024;
-    best = least(best, number_in("/sys/fs/cgroup/memory.max", NULL), number_in("/sys/fs/cgroup/memory.current", NULL));
-    best = least(best, number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes", NULL),
-                 number_in("/sys/fs/cgroup/memory/memory.usage_in_bytes", NULL));
+    best = least_of_group(best, "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat");
+    best = least_of_group(best, "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                          "/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.stat");
     struct rlimit r;
     if (getrlimit(RLIMIT_AS, &r) == 0 && r.rlim_cur != RLIM_INFINITY) {
         long long pages = number_in("/proc/self/statm", NULL);
