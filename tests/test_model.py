@@ -189,7 +189,7 @@ print(m.generate("One day", max_new_tokens=4).token_ids == expected)
 
 
 def test_ctrl_c_returns_and_leaves_the_model_usable():
-    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=300, cwd=FIXTURES)
     assert done.stdout.split() == ["ok", "ok", "True"], done.stderr
 
 
@@ -221,7 +221,7 @@ def test_core_refuses_wrong_calls():
 
 def test_command_line(tmp_path):
     def run(*arguments, **more):
-        return subprocess.run([sys.executable, "-m", "ouro", *arguments], capture_output=True, text=True, timeout=120, **more)
+        return subprocess.run([sys.executable, "-m", "ouro", *arguments], capture_output=True, text=True, timeout=120, cwd=FIXTURES, **more)
 
     made = run("generate", STORY, "-n", "8")
     assert made.returncode == 0 and made.stdout.startswith(STORY) and len(made.stdout) > len(STORY) + 8
@@ -234,7 +234,7 @@ def test_command_line(tmp_path):
 
 def test_import_is_light():
     code = "import sys, time; t = time.perf_counter(); import ouro; print(time.perf_counter() - t, *sys.modules)"
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() for _ in range(5)]
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FIXTURES).stdout.split() for _ in range(5)]
     assert min(float(r[0]) for r in runs) < 0.25
     heavy = {"matplotlib", "pandas", "xarray", "sklearn", "tokenizers", "huggingface_hub", "jinja2", "torch"}
     assert not heavy & set(runs[0])

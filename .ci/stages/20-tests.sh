@@ -1,5 +1,5 @@
-# The README's test command.
+# The README's test command (not `python -m pytest`, which would import the source folder instead of what is installed).
 set -euo pipefail
 . "$CI_WORK/venv/bin/activate"
 pip install -q ".[test]"
-python -m pytest -q tests
+pytest -q tests

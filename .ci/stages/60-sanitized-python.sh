@@ -7,4 +7,4 @@ OURO_SANITIZE=address,undefined python setup.py -q build_ext --build-lib "$CI_WO
 cp -r ouro/. "$CI_WORK/asan/ouro/"
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH="$CI_WORK/asan" \
-    python -m pytest -q -m core tests -p no:cacheprovider
+    pytest -q -m core tests -p no:cacheprovider
