@@ -15,7 +15,9 @@
 #endif
 
 #define V_MAX_TILES 4
-#define V_FAR 2048              /* bytes that a weight stream is prefetched ahead */
+#ifndef V_FAR
+#define V_FAR 4096              /* bytes that a weight stream is prefetched ahead */
+#endif
 #define V_FEW 8                 /* up to so many lanes the weights come from memory: prefetch them */
 
 /* what is multiplied by what */
@@ -34,9 +36,17 @@ typedef struct v_job {
     float *out;                 /* [lanes][out_stride], T * 16 columns */
     size_t out_stride;
     int accumulate;
+    float *scratch;             /* [T * L][16] f32, int kinds: accumulators that do not fit in registers */
 } v_job;
 
 typedef void (*v_block_fn)(const v_job *);
+
+/* What to add to the address w of a unit to prefetch ahead. Past the end of its tile a stream goes on in the tile T
+ * further, which the next block reads, not in its neighbour, which this block reads itself. */
+V_INLINE size_t ahead(const int T, const v_job *j, const uint8_t *w)
+{
+    return w + V_FAR < j->w + j->tile_bytes ? V_FAR : V_FAR + (size_t)(T - 1) * j->tile_bytes;
+}
 
 V_INLINE void block_open(const int T, const int L, const v_job *j, vf *acc)
 {
@@ -99,9 +109,9 @@ V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_j
     const uint8_t *w = j->w, *x = j->x;
     const int step = kind == V_MIXED ? 8 : 4;       /* bytes of a lane that meet one unit */
     for (int u = 0; u < j->units; u += 4, w += 4 * 64, x += 4 * step) {
+        const size_t far = ahead(T, j, w);
         V_UNROLL for (int i = 0; i < 4; i++) {
-            if (L <= V_FEW)
-                V_UNROLL for (int t = 0; t < T; t++) v_prefetch(w + (size_t)t * j->tile_bytes + 64 * i + V_FAR);
+            if (L <= V_FEW) V_UNROLL for (int t = 0; t < T; t++) v_prefetch(w + (size_t)t * j->tile_bytes + 64 * i + far);
             if (kind == V_F32) unit_f32(T, L, j, w + 64 * i, x + step * i, acc);
             else if (kind == V_MIXED) unit_mixed(T, L, j, w + 64 * i, x + step * i, acc);
             else unit_bf16(T, L, j, w + 64 * i, x + step * i, acc);
@@ -120,12 +130,13 @@ V_INLINE void group_int8(const int T, const int L, const v_job *j, int g, vi *su
         const int32_t *s = j->sum + (size_t)l * 2 * j->xs_stride + 2 * (size_t)g;
         V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT8_START(-128 * (s[0] + s[1]));
     }
+    const size_t far = ahead(T, j, w);
     for (int v = 0; v < 32; v += 2, w += 128, x += 8) {
         V_UNROLL for (int i = 0; i < 2; i++) {
             v_iw wt[V_MAX_TILES];
             V_UNROLL for (int t = 0; t < T; t++) {
                 wt[t] = v_load_int8(w + 64 * i + (size_t)t * j->tile_bytes);
-                if (L <= V_FEW) v_prefetch(w + 64 * i + (size_t)t * j->tile_bytes + V_FAR);
+                if (L <= V_FEW) v_prefetch(w + 64 * i + (size_t)t * j->tile_bytes + far);
             }
             V_UNROLL for (int l = 0; l < L; l++) {
                 v_ix xl = v_load_ix(x + 4 * i + (size_t)l * j->stride);
@@ -142,11 +153,12 @@ V_INLINE void group_int4(const int T, const int L, const v_job *j, int g, vi *su
         int32_t s = j->sum[(size_t)l * 2 * j->xs_stride + (size_t)g];
         V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT4_START(-8 * s);
     }
+    const size_t far = ahead(T, j, w);
     for (int v = 0; v < 8; v++, w += 64, x += 4) {
         v_iw low[V_MAX_TILES], high[V_MAX_TILES];
         V_UNROLL for (int t = 0; t < T; t++) {
             v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
-            if (L <= V_FEW) v_prefetch(w + (size_t)t * j->tile_bytes + V_FAR);
+            if (L <= V_FEW) v_prefetch(w + (size_t)t * j->tile_bytes + far);
         }
         V_UNROLL for (int l = 0; l < L; l++) {
             v_ix x0 = v_load_ix(x + (size_t)l * j->stride), x1 = v_load_ix(x + 32 + (size_t)l * j->stride);
@@ -156,15 +168,18 @@ V_INLINE void group_int4(const int T, const int L, const v_job *j, int g, vi *su
     }
 }
 
-/* Small blocks keep their float accumulators in registers; the others keep them in the output, which is touched once a
- * group, and leave the registers to the sums. */
+/* Small blocks keep their float accumulators in registers. The others keep them in the scratch, which is touched once a
+ * group, and leave the registers to the sums; not in the output, whose rows tend to fall into one cache set. */
 V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job *given)
 {
     const v_job job = *given, *j = &job;    /* a copy that the stores below can not alias */
     const int keep = T * L <= V_KEEP;
     vf acc[V_MAX_TILES * V_LANES];
     block_open(T, L, j, acc);
-    if (!keep) block_close(T, L, j, acc);
+    if (L <= V_FEW)     /* the units come after the scales: what the streams of this tile and the last leave out */
+        for (size_t at = 0; at < j->scale_bytes; at += 64)
+            V_UNROLL for (int t = 0; t < T; t++) v_prefetch(j->w + (size_t)t * j->tile_bytes + V_FAR + at);
+    if (!keep) V_UNROLL for (int i = 0; i < T * L; i++) v_store(j->scratch + i * OURO_TILE, acc[i]);
     for (int g = 0; g < j->units; g++) {
         vi sum[V_MAX_TILES * V_LANES];
         if (kind == V_INT8) group_int8(T, L, j, g, sum);
@@ -175,12 +190,13 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
         V_UNROLL for (int l = 0; l < L; l++) {
             vf xs = v_set1(j->xs[(size_t)l * j->xs_stride + (size_t)(kind == V_INT8 ? g : g / 2)]);
             V_UNROLL for (int t = 0; t < T; t++) {
-                float *out = j->out + (size_t)l * j->out_stride + t * OURO_TILE;
+                float *kept = j->scratch + (t * L + l) * OURO_TILE;
                 vf scale = v_mul(ws[t], xs), part = v_from_int(sum[t * L + l]);
                 if (keep) acc[t * L + l] = v_fma(part, scale, acc[t * L + l]);
-                else v_store(out, v_fma(part, scale, v_load(out)));
+                else v_store(kept, v_fma(part, scale, v_load(kept)));
             }
         }
     }
-    if (keep) block_close(T, L, j, acc);
+    if (!keep) V_UNROLL for (int i = 0; i < T * L; i++) acc[i] = v_load(j->scratch + i * OURO_TILE);
+    block_close(T, L, j, acc);
 }

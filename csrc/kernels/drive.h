@@ -78,8 +78,10 @@ static int group_end(int lane, int end)
 static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1, float *out,
                    size_t out_stride, int accumulate)
 {
+    _Alignas(64) float scratch[V_MAX_TILES * V_LANES * OURO_TILE];
     v_kind kind = kind_of(w, x);
     v_job j = job_of(w, x, kind);
+    j.scratch = scratch;
     j.out_stride = out_stride;
     j.accumulate = accumulate;
     int set = lanes_of_set(x, lane1 - lane0), step = V_TILES(lane1 - lane0);
@@ -106,9 +108,10 @@ static inline void store_swiglu(const float *pair, void *out, size_t at, int as_
 static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *x, int lane0, int lane1, void *out,
                    size_t out_stride)
 {
-    _Alignas(64) float scratch[V_LANES * 2 * OURO_TILE];
+    _Alignas(64) float scratch[V_MAX_TILES * V_LANES * OURO_TILE], both[V_LANES * 2 * OURO_TILE];
     v_kind kind = kind_of(w, x);
     v_job j = job_of(w, x, kind);
+    j.scratch = scratch;
     j.out_stride = 2 * OURO_TILE;
     int set = lanes_of_set(x, lane1 - lane0);
     for (int begin = lane0; begin < lane1; begin += set) {
@@ -117,10 +120,10 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
             for (int lane = begin, next; lane < end; lane = next) {
                 next = group_end(lane, end);
                 job_at(&j, w, 2 * pair, x, lane);
-                j.out = scratch;
+                j.out = both;
                 run_blocks(&j, kind, 2, next - lane);
                 for (int l = lane; l < next; l++)
-                    store_swiglu(scratch + (size_t)(l - lane) * 2 * OURO_TILE, out,
+                    store_swiglu(both + (size_t)(l - lane) * 2 * OURO_TILE, out,
                                  (size_t)l * out_stride + (size_t)pair * OURO_TILE, kind == V_BF16);
             }
     }

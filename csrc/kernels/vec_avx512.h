@@ -16,7 +16,7 @@
 #define V_NAME avx512
 #define V_LANES 12                              /* lanes of the largest register block */
 #define V_TILES(lanes) ((lanes) <= 2 ? 4 : 2)   /* tiles worked on at once */
-#define V_KEEP 12                               /* int kinds: float accumulators that fit beside the sums */
+#define V_KEEP 8                                /* int kinds: float accumulators that fit beside the sums */
 /* the instances X(kind, tiles, lanes) of a register block */
 #define V_ROW(X, kind, T) X(kind, T, 1) X(kind, T, 2) X(kind, T, 3) X(kind, T, 4) X(kind, T, 5) X(kind, T, 6) \
     X(kind, T, 7) X(kind, T, 8) X(kind, T, 9) X(kind, T, 10) X(kind, T, 11) X(kind, T, 12)
