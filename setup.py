@@ -24,12 +24,22 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 ARM = platform.machine() in ("aarch64", "arm64")
 
 # No fast-math and no contraction: a result has the same bits on every machine (docs/internals.md).
-FLAGS = ["-std=c11", "-O3", "-g0", "-D_GNU_SOURCE", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
-         "-Wall", "-Wextra", "-Wpedantic", "-pthread"]
+FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-g0",
+    "-D_GNU_SOURCE",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    "-Wpedantic",
+    "-pthread",
+]
 AVX2 = ["-mavx2", "-mfma"]
-AVX512 = AVX2 + ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni"]
-ISA = {"avx512": AVX512, "avx2": AVX2, "neon_i8mm": ["-march=armv8.2-a+dotprod+i8mm"],
-       "neon_dot": ["-march=armv8.2-a+dotprod"], "neon": []}
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni"]
+ISA = {"avx512": AVX512, "avx2": AVX2, "neon_i8mm": ["-march=armv8.2-a+dotprod+i8mm"], "neon_dot": ["-march=armv8.2-a+dotprod"], "neon": []}
 
 
 def isa_of(path: Path) -> str | None:
@@ -87,8 +97,9 @@ class BuildCore(build_ext):
         def compile_one(path: Path) -> str:
             target = temp / path.relative_to(ROOT).with_suffix(".o")
             if self.force or not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime, headers):
-                made = self.compiler.compile([str(path.relative_to(ROOT))], output_dir=str(temp), macros=macros,
-                                             include_dirs=include, extra_postargs=flags_of(path))
+                made = self.compiler.compile(
+                    [str(path.relative_to(ROOT))], output_dir=str(temp), macros=macros, include_dirs=include, extra_postargs=flags_of(path)
+                )
                 return made[0]
             return str(target)
 

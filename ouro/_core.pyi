@@ -1,7 +1,7 @@
 """Types of the C extension; tests/test_stub.py holds this file against the module."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +36,7 @@ def sample(
     position: int = ...,
 ) -> int: ...
 
+@final
 class Model:
     def __new__(
         cls,
@@ -67,6 +68,7 @@ class Model:
     def readout(self, states: NDArray[np.float32], want_logits: bool, /) -> tuple[Any, ...]: ...
     def info(self) -> dict[str, Any]: ...
 
+@final
 class Engine:
     def __new__(cls, model: Model, max_lanes: int, max_cache_bytes: int = ...) -> Engine: ...
     def submit(

@@ -85,18 +85,30 @@ def damaged(header, data, kind):
         return h, data + b"x"
     entry = h[first]
     match kind:
-        case "dtype": entry["dtype"] = "I64"  # noqa: E701
-        case "size": entry["shape"] = [*entry["shape"], 2]  # noqa: E701
-        case "negative": entry["data_offsets"][0] = -4  # noqa: E701
-        case "bool": entry["data_offsets"] = [False, True]  # noqa: E701
-        case "huge": entry["data_offsets"][1] = 1 << 70  # noqa: E701
-        case "overlap": entry["data_offsets"] = h[names[1]]["data_offsets"]  # noqa: E701
-        case "overflow": entry["shape"] = [1 << 40, 1 << 40]  # noqa: E701
-        case "keys": entry["more"] = 1  # noqa: E701
-        case "entry": h[first] = 7  # noqa: E701
-        case "metadata": h["__metadata__"] = {"a": 1}  # noqa: E701
-        case "transposed": entry["shape"] = entry["shape"][::-1]  # noqa: E701
-        case "renamed": h["x" + first] = h.pop(first)  # noqa: E701
+        case "dtype":
+            entry["dtype"] = "I64"
+        case "size":
+            entry["shape"] = [*entry["shape"], 2]
+        case "negative":
+            entry["data_offsets"][0] = -4
+        case "bool":
+            entry["data_offsets"] = [False, True]
+        case "huge":
+            entry["data_offsets"][1] = 1 << 70
+        case "overlap":
+            entry["data_offsets"] = h[names[1]]["data_offsets"]
+        case "overflow":
+            entry["shape"] = [1 << 40, 1 << 40]
+        case "keys":
+            entry["more"] = 1
+        case "entry":
+            h[first] = 7
+        case "metadata":
+            h["__metadata__"] = {"a": 1}
+        case "transposed":
+            entry["shape"] = entry["shape"][::-1]
+        case "renamed":
+            h["x" + first] = h.pop(first)
     return h, data
 
 
@@ -201,7 +213,11 @@ def test_dtypes_give_the_same_model(tmp_path):
     header, data = {}, b""
     for i, (n, a) in enumerate(arrays.items()):
         raw = a.astype("<f2") if i % 2 and np.array_equal(a.astype("<f2").astype(np.float32), a) else a.astype("<f4")
-        header[n] = {"dtype": "F16" if raw.itemsize == 2 else "F32", "shape": list(a.shape), "data_offsets": [len(data), len(data) + raw.nbytes]}
+        header[n] = {
+            "dtype": "F16" if raw.itemsize == 2 else "F32",
+            "shape": list(a.shape),
+            "data_offsets": [len(data), len(data) + raw.nbytes],
+        }
         data += raw.tobytes()
     write_parts(d / "model.safetensors", header, data)
     ids = list(range(20))

@@ -16,6 +16,28 @@ from ouro import _core
 
 STORY = "One day Ann took"
 
+PLAIN = {
+    "n_steps": 4,
+    "exit_at_step": -1,
+    "weighted_exit": False,
+    "exit_kind": 0,
+    "exit_threshold": 0.0,
+    "exit_min_steps": 0,
+    "exit_delay": 0,
+    "exit_rule": None,
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "seed": 0,
+    "stream": 0,
+    "stop_ids": [],
+    "n_top": 0,
+    "speculate": 0,
+}
+"""Engine arguments of plain greedy decoding."""
+
 
 def test_trace_shapes(tiny):
     t = tiny.trace(STORY)
@@ -59,7 +81,10 @@ def test_generation_result(tiny):
     g = tiny.generate(STORY, max_new_tokens=12, logprobs=2, eos_token_id=[])
     assert len(g.token_ids) == len(g.logprobs) == len(g.top_logprobs) == len(g.exit_steps) == 12
     assert g.finish_reason == "length" and g.prompt_token_ids == tiny.to_tokens(STORY)
-    assert all(max(top, key=top.get) == token and math.isclose(top[token], lp) for top, token, lp in zip(g.top_logprobs, g.token_ids, g.logprobs, strict=True))
+    assert all(
+        max(top, key=top.get) == token and math.isclose(top[token], lp)
+        for top, token, lp in zip(g.top_logprobs, g.token_ids, g.logprobs, strict=True)
+    )
     assert g.text == tiny.to_string(g.token_ids)
     assert g.stats.tokens == 12 and g.stats.passes > 0 and g.stats.prefill_seconds > 0 and g.stats.cache_bytes > 0
     assert all(math.isclose(sum(pdf), 1, rel_tol=1e-5) for pdf in g.exit_pdf)
@@ -92,7 +117,8 @@ def test_chat_stops_at_the_end_of_the_turn(tiny):
 
 CONTRADICTIONS = [
     {"exit_at_step": 1, "exit_threshold": 0.5}, {"weighted_exit": True, "exit_at_step": 0}, {"exit_at_step": 4}, {"exit_at_step": -1},
-    {"exit_threshold": 1.5}, {"exit_threshold": -0.1}, {"n_steps": 0}, {"n_steps": 1000}, {"n_steps": 2, "exit_at_step": 2}, {"max_new_tokens": 0},
+    {"exit_threshold": 1.5}, {"exit_threshold": -0.1}, {"n_steps": 0}, {"n_steps": 1000}, {"n_steps": 2,
+    "exit_at_step": 2}, {"max_new_tokens": 0},
     {"temperature": -1}, {"top_p": 0}, {"stop": ""}, {"stop": [3]}, {"seed": -1}, {"logprobs": 1000}, {"speculate": "maybe"}, {"n": 0},
 ]  # fmt: skip
 
@@ -109,18 +135,14 @@ def test_context_and_memory_are_refused_with_numbers(tiny):
     with pytest.raises(ouro.ContextLengthError, match=r"1025.*1024"):
         tiny.trace([1] * 1025)
     engine = _core.Engine(tiny._core, 8, 1 << 20)
-    g = dict(n_steps=4, exit_at_step=-1, weighted_exit=False, exit_kind=0, exit_threshold=0.0, exit_min_steps=0, exit_delay=0, exit_rule=None,
-             temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, stream=0, stop_ids=[], n_top=0, speculate=0)  # fmt: skip
     with pytest.raises(ouro.MemoryLimitError, match=r"needs \d+ bytes, 1048576"):
-        engine.submit(np.arange(5, dtype=np.int32), max_new_tokens=900, **g)
+        engine.submit(np.arange(5, dtype=np.int32), max_new_tokens=900, **PLAIN)
 
 
 def test_requests_wait_for_memory(tiny):
     """Two requests that fit only one after the other: the second waits, both finish."""
     engine = _core.Engine(tiny._core, 64, 600 << 10)
-    g = dict(n_steps=4, exit_at_step=-1, weighted_exit=False, exit_kind=0, exit_threshold=0.0, exit_min_steps=0, exit_delay=0, exit_rule=None,
-             temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, stream=0, stop_ids=[], n_top=0, speculate=0)  # fmt: skip
-    ids = [engine.submit(np.arange(3, 8, dtype=np.int32), max_new_tokens=10, **g) for _ in range(3)]
+    ids = [engine.submit(np.arange(3, 8, dtype=np.int32), max_new_tokens=10, **PLAIN) for _ in range(3)]
     out = {i: [] for i in ids}
     while engine.pending():
         for event in engine.step():
@@ -131,7 +153,11 @@ def test_requests_wait_for_memory(tiny):
 def test_model_without_tokenizer():
     model = load("tiny-mha")
     assert model.tokenizer is None and model.generate([1, 2, 3], max_new_tokens=2).text == ""
-    for call in (lambda: model.trace("text"), lambda: model.generate([1], stop="x"), lambda: model.chat([{"role": "user", "content": "x"}])):
+    for call in (
+        lambda: model.trace("text"),
+        lambda: model.generate([1], stop="x"),
+        lambda: model.chat([{"role": "user", "content": "x"}]),
+    ):
         with pytest.raises(ValueError):
             call()
 
@@ -227,21 +253,31 @@ def test_command_line(tmp_path):
     assert made.returncode == 0 and made.stdout.startswith(STORY) and len(made.stdout) > len(STORY) + 8
     assert "p(exit)" in run("inspect", "Ann is the boss of Bob.").stdout
     assert "avx" in run("info").stdout or "neon" in run("info").stdout or "scalar" in run("info").stdout
-    assert run("chat", input="Sort: 3 1 2\n\n").stdout.strip("> \n") == load("trained", "bfloat16").chat([{"role": "user", "content": "Sort: 3 1 2"}]).text
+    assert (
+        run("chat", input="Sort: 3 1 2\n\n").stdout.strip("> \n")
+        == load("trained", "bfloat16").chat([{"role": "user", "content": "Sort: 3 1 2"}]).text
+    )
     wrong = run("generate", "x", "-m", str(tmp_path / "none"))
     assert wrong.returncode == 1 and wrong.stderr.startswith("ouro: ") and "Traceback" not in wrong.stderr
 
 
 def test_import_is_light():
     code = "import sys, time; t = time.perf_counter(); import ouro; print(time.perf_counter() - t, *sys.modules)"
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FIXTURES).stdout.split() for _ in range(5)]
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FIXTURES).stdout.split()
+        for _ in range(5)
+    ]
     assert min(float(r[0]) for r in runs) < 0.25
     heavy = {"matplotlib", "pandas", "xarray", "sklearn", "tokenizers", "huggingface_hub", "jinja2", "torch"}
     assert not heavy & set(runs[0])
 
 
 def test_stub_agrees_with_the_module():
-    done = subprocess.run([sys.executable, "-m", "mypy.stubtest", "ouro._core", "--ignore-disjoint-bases"], capture_output=True, text=True, cwd=FIXTURES, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy.stubtest", "ouro._core", "--ignore-disjoint-bases"],
+        capture_output=True,
+        text=True,
+        cwd=FIXTURES,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-
-

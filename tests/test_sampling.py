@@ -28,7 +28,7 @@ def oracle(z, history, temperature, top_k, top_p, min_p, penalty):
     if top_p < 1:
         p = softmax(x.astype(np.float64))[order]
         cut = int(np.searchsorted(np.cumsum(p), np.float32(top_p))) + 1
-        x[order[max(cut, 1):]] = -np.inf
+        x[order[max(cut, 1) :]] = -np.inf
     if min_p > 0:
         x[x < x.max() + np.float32(np.log(np.float64(np.float32(min_p))))] = -np.inf
     return x
@@ -49,7 +49,9 @@ def test_filters_against_numpy(seed, n, temperature, top_k, top_p, min_p, penalt
     assert abs(int(np.isfinite(found).sum()) - int(np.isfinite(expected).sum())) <= (1 if top_p < 1 else 0)
 
 
-@pytest.mark.parametrize("filters", [{}, {"top_k": 8}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 0.6, "top_p": 0.95, "top_k": 15}], ids=str)
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 8}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 0.6, "top_p": 0.95, "top_k": 15}], ids=str
+)
 def test_frequencies(filters):
     """20 000 draws against the filtered softmax, chi-square."""
     z = (np.random.default_rng(0).standard_normal(24) * 1.5).astype(np.float32)

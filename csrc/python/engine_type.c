@@ -215,14 +215,14 @@ static PyObject *engine_cache_bytes(PyObject *o, PyObject *unused)
 
 static PyMethodDef methods[] = {
     {"submit", (PyCFunction)(void (*)(void))engine_submit, METH_VARARGS | METH_KEYWORDS,
-     "submit(tokens, max_new_tokens, n_steps, exit_at_step, weighted_exit, exit_kind, exit_threshold, exit_min_steps, "
+     "submit($self, tokens, max_new_tokens, n_steps, exit_at_step, weighted_exit, exit_kind, exit_threshold, exit_min_steps, "
      "exit_delay, exit_rule, temperature, top_k, top_p, min_p, repetition_penalty, seed, stream, stop_ids, n_top, "
      "speculate)\n--\n\nQueues a request; returns its id."},
-    {"step", engine_step, METH_NOARGS, "step()\n--\n\nRuns one pass; returns the events it caused."},
-    {"cancel", engine_cancel, METH_O, "cancel(request, /)\n--\n\nEnds a request; its last event follows."},
-    {"pending", engine_pending, METH_NOARGS, "pending()\n--\n\nRequests queued or running."},
-    {"stats", engine_stats, METH_NOARGS, "stats()\n--\n\nCounts since the engine was made."},
-    {"cache_bytes", engine_cache_bytes, METH_NOARGS, "cache_bytes()\n--\n\nBytes of keys and values held now."},
+    {"step", engine_step, METH_NOARGS, "step($self)\n--\n\nRuns one pass; returns the events it caused."},
+    {"cancel", engine_cancel, METH_O, "cancel($self, request, /)\n--\n\nEnds a request; its last event follows."},
+    {"pending", engine_pending, METH_NOARGS, "pending($self)\n--\n\nRequests queued or running."},
+    {"stats", engine_stats, METH_NOARGS, "stats($self)\n--\n\nCounts since the engine was made."},
+    {"cache_bytes", engine_cache_bytes, METH_NOARGS, "cache_bytes($self)\n--\n\nBytes of keys and values held now."},
     {NULL, NULL, 0, NULL},
 };
 

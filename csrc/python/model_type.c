@@ -281,11 +281,11 @@ static PyObject *model_info(PyObject *o, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-    {"put", model_put, METH_VARARGS, "put(tensor, layer, dtype, row0, data, /)\n--\n\nPacks whole rows of one tensor."},
-    {"finish", model_finish, METH_VARARGS, "finish(threads, kv_dtype, blas=None, /)\n--\n\nChecks that all weights came; readies the model."},
-    {"trace", model_trace, METH_VARARGS, "trace(sequences, n_steps, logits, max_lanes, /)\n--\n\nStates, gate logits and logits by step."},
-    {"readout", model_readout, METH_VARARGS, "readout(states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
-    {"info", model_info, METH_NOARGS, "info()\n--\n\nSizes by part, kernels and threads in use."},
+    {"put", model_put, METH_VARARGS, "put($self, tensor, layer, dtype, row0, data, /)\n--\n\nPacks whole rows of one tensor."},
+    {"finish", model_finish, METH_VARARGS, "finish($self, threads, kv_dtype, blas=None, /)\n--\n\nChecks that all weights came; readies the model."},
+    {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, /)\n--\n\nStates, gate logits and logits by step."},
+    {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
+    {"info", model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -169,16 +169,16 @@ static PyObject *sample(PyObject *self, PyObject *args, PyObject *kwargs)
 }
 
 static PyMethodDef methods[] = {
-    {"cpu_features", cpu_features, METH_NOARGS, "cpu_features()\n--\n\nNames of the instruction sets in use, space separated."},
-    {"cpu_count", cpu_count, METH_NOARGS, "cpu_count()\n--\n\nProcessors in the affinity mask."},
-    {"available_memory", available_memory, METH_NOARGS, "available_memory()\n--\n\nBytes that can still be used."},
-    {"resident_memory", resident_memory, METH_NOARGS, "resident_memory()\n--\n\nResident bytes of this process."},
-    {"gumbel", gumbel, METH_VARARGS, "gumbel(seed, stream, position, token, /)\n--\n\nThe noise of one token."},
+    {"cpu_features", cpu_features, METH_NOARGS, "cpu_features($module)\n--\n\nNames of the instruction sets in use, space separated."},
+    {"cpu_count", cpu_count, METH_NOARGS, "cpu_count($module)\n--\n\nProcessors in the affinity mask."},
+    {"available_memory", available_memory, METH_NOARGS, "available_memory($module)\n--\n\nBytes that can still be used."},
+    {"resident_memory", resident_memory, METH_NOARGS, "resident_memory($module)\n--\n\nResident bytes of this process."},
+    {"gumbel", gumbel, METH_VARARGS, "gumbel($module, seed, stream, position, token, /)\n--\n\nThe noise of one token."},
     {"filter_logits", (PyCFunction)(void (*)(void))filter_logits, METH_VARARGS | METH_KEYWORDS,
-     "filter_logits(logits, history, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, "
+     "filter_logits($module, logits, history, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, "
      "stream=0, position=0)\n--\n\nFiltered logits over temperature, -inf where filtered."},
     {"sample", (PyCFunction)(void (*)(void))sample, METH_VARARGS | METH_KEYWORDS,
-     "sample(logits, history, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, "
+     "sample($module, logits, history, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, "
      "stream=0, position=0)\n--\n\nThe token drawn for a position."},
     {NULL, NULL, 0, NULL},
 };
