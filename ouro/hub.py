@@ -46,7 +46,7 @@ def resolve(
     name = str(path_or_id)
     if name in packaged_models():
         return PACKAGED / name
-    if Path(path_or_id).is_dir():
+    if name and Path(path_or_id).is_dir():
         return Path(path_or_id)
     if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         known = ", ".join(packaged_models())

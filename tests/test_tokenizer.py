@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from paths import FIXTURES, TINY
 
@@ -20,8 +20,13 @@ def test_official_ids(case):
     assert OFFICIAL.decode(case["ids"]) == case["text"]
 
 
+# the released vocabulary has no token for some control characters and unused bytes: such text loses them
+BYTES = {data[0] for i in range(OFFICIAL.vocab_size) if len(data := OFFICIAL.bytes_of(i)) == 1}
+
+
 @given(st.text(max_size=60))
 def test_round_trip_and_stream(text):
+    assume(set(text.encode()) <= BYTES)
     ids = OFFICIAL.encode(text)
     assert OFFICIAL.decode(ids) == text
     stream = StreamDecoder(OFFICIAL)
