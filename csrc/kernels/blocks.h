@@ -15,10 +15,7 @@
 #endif
 
 #define V_MAX_TILES 4
-#ifndef V_FAR
-#define V_FAR 4096              /* bytes that a weight stream is prefetched ahead */
-#endif
-#define V_FEW 8                 /* up to so many lanes the weights come from memory: prefetch them */
+#define V_FAR 8192              /* bytes that a weight stream is prefetched ahead */
 
 /* what is multiplied by what */
 typedef enum v_kind { V_F32, V_MIXED, V_BF16, V_INT8, V_INT4, V_KINDS } v_kind;
@@ -111,7 +108,7 @@ V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_j
     for (int u = 0; u < j->units; u += 4, w += 4 * 64, x += 4 * step) {
         const size_t far = ahead(T, j, w);
         V_UNROLL for (int i = 0; i < 4; i++) {
-            if (L <= V_FEW) V_UNROLL for (int t = 0; t < T; t++) v_prefetch(w + (size_t)t * j->tile_bytes + 64 * i + far);
+            if (V_SLOW(kind, L)) V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(w + (size_t)t * j->tile_bytes + 64 * i + far);
             if (kind == V_F32) unit_f32(T, L, j, w + 64 * i, x + step * i, acc);
             else if (kind == V_MIXED) unit_mixed(T, L, j, w + 64 * i, x + step * i, acc);
             else unit_bf16(T, L, j, w + 64 * i, x + step * i, acc);
@@ -136,7 +133,7 @@ V_INLINE void group_int8(const int T, const int L, const v_job *j, int g, vi *su
             v_iw wt[V_MAX_TILES];
             V_UNROLL for (int t = 0; t < T; t++) {
                 wt[t] = v_load_int8(w + 64 * i + (size_t)t * j->tile_bytes);
-                if (L <= V_FEW) v_prefetch(w + 64 * i + (size_t)t * j->tile_bytes + far);
+                if (V_SLOW(V_INT8, L)) V_PREFETCH(w + 64 * i + (size_t)t * j->tile_bytes + far);
             }
             V_UNROLL for (int l = 0; l < L; l++) {
                 v_ix xl = v_load_ix(x + 4 * i + (size_t)l * j->stride);
@@ -158,7 +155,7 @@ V_INLINE void group_int4(const int T, const int L, const v_job *j, int g, vi *su
         v_iw low[V_MAX_TILES], high[V_MAX_TILES];
         V_UNROLL for (int t = 0; t < T; t++) {
             v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
-            if (L <= V_FEW) v_prefetch(w + (size_t)t * j->tile_bytes + far);
+            if (V_SLOW(V_INT4, L)) V_PREFETCH(w + (size_t)t * j->tile_bytes + far);
         }
         V_UNROLL for (int l = 0; l < L; l++) {
             v_ix x0 = v_load_ix(x + (size_t)l * j->stride), x1 = v_load_ix(x + 32 + (size_t)l * j->stride);
@@ -176,9 +173,9 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
     const int keep = T * L <= V_KEEP;
     vf acc[V_MAX_TILES * V_LANES];
     block_open(T, L, j, acc);
-    if (L <= V_FEW)     /* the units come after the scales: what the streams of this tile and the last leave out */
+    if (V_SLOW(kind, L))     /* the units come after the scales: what the streams of this tile and the last leave out */
         for (size_t at = 0; at < j->scale_bytes; at += 64)
-            V_UNROLL for (int t = 0; t < T; t++) v_prefetch(j->w + (size_t)t * j->tile_bytes + V_FAR + at);
+            V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(j->w + (size_t)t * j->tile_bytes + V_FAR + at);
     if (!keep) V_UNROLL for (int i = 0; i < T * L; i++) v_store(j->scratch + i * OURO_TILE, acc[i]);
     for (int g = 0; g < j->units; g++) {
         vi sum[V_MAX_TILES * V_LANES];

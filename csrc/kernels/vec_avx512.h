@@ -17,6 +17,10 @@
 #define V_LANES 12                              /* lanes of the largest register block */
 #define V_TILES(lanes) ((lanes) <= 2 ? 4 : 2)   /* tiles worked on at once */
 #define V_KEEP 8                                /* int kinds: float accumulators that fit beside the sums */
+/* Does a block of so many lanes keep the unit busy for longer than its weights take to arrive? Then it asks for them
+ * ahead of time, into the second-level cache (asking into the first ties up its few miss buffers); a quicker one is
+ * served better by the hardware's own prefetch. Measured on Zen 4 by bench_kernels. */
+#define V_SLOW(kind, lanes) ((lanes) >= ((kind) == V_INT4 ? 1 : (kind) == V_INT8 || (kind) == V_MIXED ? 3 : 5))
 /* the instances X(kind, tiles, lanes) of a register block */
 #define V_ROW(X, kind, T) X(kind, T, 1) X(kind, T, 2) X(kind, T, 3) X(kind, T, 4) X(kind, T, 5) X(kind, T, 6) \
     X(kind, T, 7) X(kind, T, 8) X(kind, T, 9) X(kind, T, 10) X(kind, T, 11) X(kind, T, 12)
@@ -97,7 +101,8 @@ static inline vf v_widen_s8(const int8_t *p)
 
 /* ---- product units --------------------------------------------------------------------------------------------- */
 
-static inline void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+/* a macro: gcc 12 takes an inline function that only prefetches for a pure one and drops the calls */
+#define V_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
 /* f32 weights: one k */
 static inline vf v_bcast(const uint8_t *p) { return _mm512_set1_ps(*(const float *)(const void *)p); }
