@@ -6,12 +6,13 @@ Templates come with a checkpoint and are programs, so they run in jinja2's sandb
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ouro.config import MAX_JSON_BYTES, read_json
 from ouro.errors import CheckpointError
+from ouro.files import read_json, read_text
 
 Message = Mapping[str, Any]
 
@@ -34,29 +35,25 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = tojson
         environment.globals["raise_exception"] = raise_exception
-        self._error = TemplateError
         self._file = file
         self._variables = dict(variables or {})
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise CheckpointError(f"chat template does not compile: {error}", file=file) from None
+        except (TemplateError, RecursionError, ValueError, SyntaxError, MemoryError) as error:
+            # beyond its own errors, what Python's compiler says to a template nested too deeply
+            raise CheckpointError(f"chat template does not compile: {str(error)[:200]}", file=file) from None
 
     @classmethod
     def from_directory(cls, directory: Path) -> ChatTemplate | None:
         """The template of a checkpoint directory: `chat_template.jinja` before `tokenizer_config.json`; or None."""
         path, settings = directory / "chat_template.jinja", directory / "tokenizer_config.json"
-        found = read_json(settings) if settings.exists() else {}
-        variables = {k: v for k in ("bos_token", "eos_token", "pad_token", "unk_token") if isinstance(v := found.get(k), str)}
-        if path.exists():
-            data = path.read_bytes()
-            if len(data) > MAX_JSON_BYTES:
-                raise CheckpointError("chat template is too long", file=path, found=f"{len(data)} bytes")
-            return cls(data.decode("utf-8", errors="strict"), path, variables)
+        found = read_json(settings) if os.path.lexists(settings) else {}
+        variables = _special_tokens(found)
+        if os.path.lexists(path):
+            return cls(read_text(path), path, variables)
         source = found.get("chat_template")
         if isinstance(source, list):  # several templates by name
-            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-            source = named.get("default")
+            source = next((t.get("template") for t in source if isinstance(t, dict) and t.get("name") == "default"), None)
         if source is None:
             return None
         if not isinstance(source, str):
@@ -86,5 +83,16 @@ class ChatTemplate:
         try:
             return self._template.render(messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt,
                                          **self._variables, **extra)  # fmt: skip
-        except self._error as error:
-            raise ValueError(f"the chat template refused these messages: {error}") from None
+        except Exception as error:  # a template is a program and may fail in any way
+            raise ValueError(f"the chat template refused these messages: {str(error)[:300] or type(error).__name__}") from None
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The tokens a template may name, which tokenizer_config.json gives as text or as an object with `content`."""
+    found = {}
+    for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = settings.get(key)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            found[key] = value
+    return found

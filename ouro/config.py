@@ -2,62 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ouro.errors import CheckpointError
+from ouro.files import read_json
 
-MAX_JSON_BYTES = 8 << 20
 MAX_HEADS_PER_GROUP = 48  # query heads on one key/value head that the core can attend together
-
-
-def parse_json(data: bytes, file: Path, *, what: str = "JSON") -> Any:
-    """Parse JSON that must not hold duplicate keys or NaN.
-
-    Raises
-    ------
-    CheckpointError
-        When the bytes are not UTF-8, not JSON, nested too deeply, or hold what is named above.
-    """
-
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise CheckpointError(
-                f"duplicate key in {what}", file=file, found=next(n for n in names if names.count(n) > 1)
-            )
-        return found
-
-    def constant(name: str) -> NoReturn:
-        raise CheckpointError(f"{what} holds a constant that is not JSON", file=file, found=name)
-
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=object_of, parse_constant=constant)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"not valid {what}: {error}", file=file) from None
-    except (RecursionError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"not valid {what}: {error}", file=file) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a small file."""
-    try:
-        size = path.stat().st_size if path.is_file() else -1
-        if size > MAX_JSON_BYTES:
-            raise CheckpointError("file is too long", file=path, found=f"{size} bytes", expected=f"at most {MAX_JSON_BYTES}")
-        with path.open("rb") as file:
-            found = parse_json(file.read(), path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read: {error.strerror or error}", file=path) from None
-    if not isinstance(found, dict):
-        raise CheckpointError("not a JSON object", file=path, found=type(found).__name__)
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class CheckpointError(OuroError, ValueError):
             parts.append(f"found {found!r}" if isinstance(found, str) else f"found {found}")
         if expected is not None:
             parts.append(f"expected {expected}")
-        where = [f"tensor {tensor}"] if tensor is not None else []
+        where = [f"tensor {tensor[:200]}"] if tensor is not None else []
         where += [f"file {self.file}"] if self.file is not None else []
         super().__init__("; ".join(parts) + (f" ({', '.join(where)})" if where else ""))
 

@@ -7,12 +7,15 @@ comes from here, not from config.json, whose ids are those of another convention
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ouro.errors import CheckpointError
+from ouro.files import read_text
 
+MAX_TOKENIZER_BYTES = 64 << 20
 ENDOFTEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 
@@ -57,21 +60,32 @@ class Tokenizer:
             When the file is damaged or not byte-level BPE.
         """
         path = directory / "tokenizer.json"
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
+        text = read_text(path, MAX_TOKENIZER_BYTES)
         from tokenizers import Tokenizer as Backend
 
         try:
-            backend = Backend.from_str(path.read_text(encoding="utf-8"))
+            backend = Backend.from_str(text)
         except Exception as error:  # the library raises a bare Exception
             raise CheckpointError(f"not a tokenizer: {str(error)[:200]}", file=path) from None
         if type(backend.decoder).__name__ != "ByteLevel":
             raise CheckpointError("unsupported tokenizer", file=path, found=type(backend.decoder).__name__,
                                   expected="a byte-level decoder")  # fmt: skip
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        strange = set("".join(t for t in backend.get_vocab() if t not in added)) - _BYTE_OF.keys()
+        if strange:
+            raise CheckpointError("vocabulary is not byte-level", file=path, found=sorted(strange)[:5],
+                                  expected="the 256 characters that stand for bytes")  # fmt: skip
+        backend.no_truncation()  # settings of somebody's training run, which would cut or fill texts silently
+        backend.no_padding()
         return cls(backend)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Nothing is added in front; special tokens written in the text are taken as such."""
+        """Ids of a text. Nothing is added in front; special tokens written in the text are taken as such.
+
+        The released vocabulary has no token for six control characters (4, 6, 19, 20, 22, 29): it drops them.
+        """
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -79,7 +93,7 @@ class Tokenizer:
         """The bytes one id stands for; empty for ids outside of the vocabulary."""
         if token in self._added:
             return b"" if skip_special_tokens and token in self._special else self._added[token].encode()
-        piece = self._backend.id_to_token(token)
+        piece = self._backend.id_to_token(token) if 0 <= token < 1 << 32 else None
         return b"" if piece is None else bytes(_BYTE_OF[c] for c in piece)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:

@@ -1,23 +1,24 @@
 """The header of one safetensors file: a length, a JSON object, then bytes without gaps.
 
 The format (huggingface.co/docs/safetensors): 8 bytes little-endian length n, n bytes of JSON that map names to dtype,
-shape and [begin, end) offsets into what follows. Everything is checked before any tensor byte is read, and nothing is
-allocated beyond the file's own size.
+shape and [begin, end) offsets into what follows, in the order of the offsets as every writer of the format leaves them.
+Everything is checked before any tensor byte is read. The header's length and punctuation bound what parsing it may
+allocate: less than the file's own size, or a few MiB for a small file.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ouro.config import parse_json
 from ouro.errors import CheckpointError
+from ouro.files import parse_json, read_exactly
 
-MAX_HEADER_BYTES = 100 << 20
+MAX_HEADER_BYTES = 100 << 20  # of the format
+SMALL_HEADER_BYTES = 1 << 20  # always allowed; beyond it a header may be an eighth of its file
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -33,18 +34,6 @@ class TensorInfo:
     nbytes: int
 
 
-def open_regular(path: Path) -> int:
-    """A read-only descriptor of a regular file; symbolic links are followed, devices and pipes refused."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise CheckpointError(f"cannot open: {error.strerror or error}", file=path) from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise CheckpointError("not a regular file", file=path)
-    return fd
-
-
 def read_header(fd: int, path: Path) -> list[TensorInfo]:
     """Check the header of an open file and list its tensors in file order.
 
@@ -56,28 +45,18 @@ def read_header(fd: int, path: Path) -> list[TensorInfo]:
     size = os.fstat(fd).st_size
     if size < 8:
         raise CheckpointError("file is too short for a safetensors header", file=path, found=f"{size} bytes")
-    (length,) = struct.unpack("<Q", _exactly(fd, 0, 8, path))
-    if length > MAX_HEADER_BYTES or length > size - 8:
+    (length,) = struct.unpack("<Q", read_exactly(fd, 0, 8, path))
+    limit = min(MAX_HEADER_BYTES, size - 8, max(SMALL_HEADER_BYTES, size // 8))
+    if length > limit:
         raise CheckpointError("header is longer than it may be", file=path, found=f"{length} bytes",
-                              expected=f"at most {min(MAX_HEADER_BYTES, size - 8)}")  # fmt: skip
-    header = parse_json(_exactly(fd, 8, length, path), path, what="JSON header")
+                              expected=f"at most {limit}")  # fmt: skip
+    header = parse_json(read_exactly(fd, 8, length, path), path, what="JSON header", budget=max(4 << 20, size // 4))
     if not isinstance(header, dict):
         raise CheckpointError("header is not a JSON object", file=path, found=type(header).__name__)
     _check_metadata(header.pop("__metadata__", None), path)
     infos = [_tensor(name, entry, path, 8 + length) for name, entry in header.items()]
     _check_layout(infos, path, 8 + length, size)
     return infos
-
-
-def _exactly(fd: int, offset: int, n: int, path: Path) -> bytes:
-    data = os.pread(fd, n, offset)
-    while len(data) < n:
-        more = os.pread(fd, n - len(data), offset + len(data))
-        if not more:
-            raise CheckpointError("file ended early (did it shrink?)", file=path, found=f"{offset + len(data)} bytes",
-                                  expected=f"at least {offset + n}")  # fmt: skip
-        data += more
-    return data
 
 
 def _check_metadata(found: Any, path: Path) -> None:
@@ -114,11 +93,11 @@ def _tensor(name: str, entry: Any, path: Path, base: int) -> TensorInfo:
 
 
 def _check_layout(infos: list[TensorInfo], path: Path, base: int, size: int) -> None:
-    """Tensors must tile the rest of the file: no overlap, no hole, nothing behind."""
+    """Tensors must tile the rest of the file in the order of the header: no overlap, no hole, nothing behind."""
     at = base
-    for info in sorted(infos, key=lambda i: (i.offset, i.nbytes)):
+    for info in infos:
         if info.offset != at:
-            what = "overlaps the one before" if info.offset < at else "leaves a hole before it"
+            what = "overlaps the one before or is out of order" if info.offset < at else "leaves a hole before it or is out of order"
             raise CheckpointError(f"tensor {what}", file=path, tensor=info.name,
                                   found=f"offset {info.offset - base}", expected=at - base)  # fmt: skip
         at += info.nbytes

@@ -10,10 +10,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro.checkpoint.header import TensorInfo, open_regular, read_header
+from ouro.checkpoint.header import TensorInfo, read_header
 from ouro.checkpoint.schema import expected_shapes
-from ouro.config import ModelConfig, load_config, read_json
+from ouro.config import ModelConfig, load_config
 from ouro.errors import CheckpointError
+from ouro.files import open_regular, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,7 +47,7 @@ class Checkpoint:
 
     def _open_files(self) -> None:
         index = self.directory / INDEX
-        if (self.directory / SINGLE).exists() or not index.exists():
+        if os.path.lexists(self.directory / SINGLE) or not os.path.lexists(index):
             self._add_file(self.directory / SINGLE)
             return
         where = self._read_index(index)
@@ -112,6 +113,8 @@ class Checkpoint:
         """
         if start < 0 or start + buffer.nbytes > info.nbytes:
             raise ValueError(f"bytes {start}..{start + buffer.nbytes} are outside of {info.name} ({info.nbytes} bytes)")
+        if info.file not in self._fds:
+            raise ValueError(f"{info.file} is not open (any more)")
         view, at = buffer.cast("B"), 0
         while at < view.nbytes:
             try:
