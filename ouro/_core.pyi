@@ -1,6 +1,7 @@
 """Types of the C extension; tests/test_stub.py holds this file against the module."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any, final
 
 import numpy as np
@@ -66,6 +67,7 @@ class Model:
         self, sequences: Sequence[NDArray[np.int32]], n_steps: int, logits: int, max_lanes: int, /
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]: ...
     def readout(self, states: NDArray[np.float32], want_logits: bool, /) -> tuple[Any, ...]: ...
+    def save(self, path: str | bytes | PathLike[str], /) -> None: ...
     def info(self) -> dict[str, Any]: ...
 
 @final

@@ -114,6 +114,13 @@ def inspect(a: argparse.Namespace) -> None:
         print(f"wrote {a.plot}", file=sys.stderr)
 
 
+def pack(a: argparse.Namespace) -> None:
+    """Write packed weights for the C API."""
+    model = _load(a)
+    model.save_packed(a.file)
+    print(f"wrote {a.file}, {a.file.stat().st_size:,} bytes", file=sys.stderr)
+
+
 def info(a: argparse.Namespace) -> None:
     """Model, sizes, memory by part, CPU features, kernels in use, BLAS."""
     model = _load(a)
@@ -164,6 +171,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n-steps", type=int, help="recurrent steps to run (default: as trained)")
     p.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (needs the notebook extra)")
     p.set_defaults(run=inspect)
+    p = commands.add_parser("pack", help="packed weights for the C API", description=pack.__doc__)
+    p.add_argument("file", type=Path)
+    p.set_defaults(run=pack)
     p = commands.add_parser("info", help="model, memory, processor", description=info.__doc__)
     p.set_defaults(run=info)
     for p in commands.choices.values():

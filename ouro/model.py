@@ -223,6 +223,10 @@ class Model:
         ids = self.to_tokens(self.chat_prompt(messages, enable_thinking=enable_thinking))
         return (piece for _, piece, _ in self._loop(ids, 1, s) if piece)
 
+    def save_packed(self, path: str | Path) -> None:
+        """Write the packed weights as one file that C programs load (csrc/include/ouro.h, docs/packed.md)."""
+        self._core.save(Path(path))
+
     def info(self) -> dict[str, Any]:
         """Sizes by part (bytes), kernels, threads and BLAS in use."""
         return self._core.info()

@@ -3,6 +3,7 @@
 
 #include "base/cpu.h"
 #include "engine/trace.h"
+#include "model/packed.h"
 
 void ouro_model_lock(model_object *m)
 {
@@ -259,6 +260,21 @@ static PyObject *model_readout(PyObject *o, PyObject *args)
     return result;
 }
 
+/* save(path): the packed weights as a file for the C API (csrc/model/packed.h) */
+static PyObject *model_save(PyObject *o, PyObject *arg)
+{
+    model_object *self = (model_object *)o;
+    PyObject *path;
+    int status;
+    if (!ouro_model_is_ready(self) || !PyUnicode_FSConverter(arg, &path)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = ouro_packed_write(self->model, PyBytes_AS_STRING(path));
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
+    if (status != OURO_OK) return ouro_raise(status);
+    Py_RETURN_NONE;
+}
+
 /* ---- facts ------------------------------------------------------------------------------------------------------- */
 
 static PyObject *model_info(PyObject *o, PyObject *unused)
@@ -285,6 +301,7 @@ static PyMethodDef methods[] = {
     {"finish", model_finish, METH_VARARGS, "finish($self, threads, kv_dtype, blas=None, /)\n--\n\nChecks that all weights came; readies the model."},
     {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, /)\n--\n\nStates, gate logits and logits by step."},
     {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
+    {"save", model_save, METH_O, "save($self, path, /)\n--\n\nWrites the packed weights as a file for the C API."},
     {"info", model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},
     {NULL, NULL, 0, NULL},
 };
