@@ -112,6 +112,10 @@ class BuildCore(build_ext):
         self.compiler.link_shared_object(objects, str(target), libraries=["m", "dl"], extra_postargs=link)
         self.carry_openblas(target.parent / "_libs")
 
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        self.carry_openblas(ROOT / "ouro" / "_libs")
+
     def carry_openblas(self, folder: Path) -> None:
         files = openblas()
         if files:
