@@ -17,6 +17,8 @@
 #define V_MAX_TILES 4
 #define V_FAR 8192              /* bytes that a weight stream is prefetched ahead */
 
+#define V_SMALL 8192            /* tiles of attention blocks: too short for the hardware to see a stream */
+
 /* what is multiplied by what */
 typedef enum v_kind { V_F32, V_MIXED, V_BF16, V_INT8, V_INT4, V_KINDS } v_kind;
 
@@ -105,10 +107,11 @@ V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_j
     block_open(T, L, j, acc);
     const uint8_t *w = j->w, *x = j->x;
     const int step = kind == V_MIXED ? 8 : 4;       /* bytes of a lane that meet one unit */
+    const int asks = V_SLOW(kind, L) || j->tile_bytes <= V_SMALL;
     for (int u = 0; u < j->units; u += 4, w += 4 * 64, x += 4 * step) {
-        const size_t far = ahead(T, j, w);
+        const size_t far = asks ? ahead(T, j, w) : 0;
         V_UNROLL for (int i = 0; i < 4; i++) {
-            if (V_SLOW(kind, L)) V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(w + (size_t)t * j->tile_bytes + 64 * i + far);
+            V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(w + (size_t)t * j->tile_bytes + 64 * i + far);
             if (kind == V_F32) unit_f32(T, L, j, w + 64 * i, x + step * i, acc);
             else if (kind == V_MIXED) unit_mixed(T, L, j, w + 64 * i, x + step * i, acc);
             else unit_bf16(T, L, j, w + 64 * i, x + step * i, acc);
