@@ -45,7 +45,8 @@ typedef struct ouro_matrix {
 
 /* Rows of activations in the form that a weight format multiplies:
  *   F32 and BF16 weights in float32 compute: f32;  BF16 weights in bfloat16 compute: bf16;  INT8 and INT4: s8 with
- *   one f32 scale per group of 128 and the sum of q over each 64 (to take the weights' offset out). */
+ *   one f32 scale per group of 128 and the sum of q over each 64 (to take the weights' offset out). An s8 is -127..127,
+ *   never -128: avx2.c moves signs from weights to activations. */
 typedef enum ouro_act_kind { OURO_ACT_F32 = 0, OURO_ACT_BF16 = 1, OURO_ACT_S8 = 2, OURO_N_ACTS } ouro_act_kind;
 
 typedef struct ouro_acts {
