@@ -127,19 +127,19 @@ static void test_table(const ouro_kernels *k)
 /* names, the environment variable, and what an unknown name says */
 static void test_selection(void)
 {
-    CHECK(ouro_kernels_select("scalar") == &ouro_kernels_scalar, "scalar is not chosen by name");
-    CHECK(!ouro_kernels_select("sse9") && strstr(ouro_last_error(), "sse9") && strstr(ouro_last_error(), "scalar"),
+    EXPECT(ouro_kernels_select("scalar") == &ouro_kernels_scalar, "scalar is not chosen by name");
+    EXPECT(!ouro_kernels_select("sse9") && strstr(ouro_last_error(), "sse9") && strstr(ouro_last_error(), "scalar"),
           "an unknown name gives '%s'", ouro_last_error());
     const char *before = getenv("OURO_ISA");
     char kept[32] = "";
     if (before) snprintf(kept, sizeof kept, "%s", before);
     setenv("OURO_ISA", "scalar", 1);
-    CHECK(ouro_kernels_select(NULL) == &ouro_kernels_scalar, "OURO_ISA=scalar is not followed");
+    EXPECT(ouro_kernels_select(NULL) == &ouro_kernels_scalar, "OURO_ISA=scalar is not followed");
     setenv("OURO_ISA", "sse9", 1);
-    CHECK(!ouro_kernels_select(NULL), "OURO_ISA=sse9 is accepted");
+    EXPECT(!ouro_kernels_select(NULL), "OURO_ISA=sse9 is accepted");
     if (before) setenv("OURO_ISA", kept, 1);
     else unsetenv("OURO_ISA");
-    CHECK(before || ouro_kernels_select(NULL), "no table without a wish");
+    EXPECT(before || ouro_kernels_select(NULL), "no table without a wish");
 }
 
 int main(void)
