@@ -1,26 +1,19 @@
 /* kernels_testing.h - what the kernel tests share: random numbers, checks, and a random product (matrix and lanes).
  *
  * A test program gives kernels_test_main a function to run for each vector table of this machine and one to run once.
- * It prints each failure (the first few) and the number of checks, and ends with status 1 when there was any.
+ * It prints the number of checks that held, and returns 1 when one failed.
  */
 #ifndef OURO_TESTS_KERNELS_TESTING_H
 #define OURO_TESTS_KERNELS_TESTING_H
 
 #include "base/cpu.h"
 #include "base/memory.h"
+#include "harness.h"
 #include "kernels/kernels.h"
 #include "kernels/math.h"
 #include "ouro_status.h"
 
 #include <stdio.h>
-
-static long checks, failures;
-
-#define CHECK(condition, ...) do { \
-    checks++; \
-    if (!(condition)) { \
-        if (failures++ < 20) printf("%s:%d: ", __FILE__, __LINE__), printf(__VA_ARGS__), printf("\n"); \
-    } } while (0)
 
 /* number of positions that differ, two NaN being equal; the first such position */
 static inline size_t differing(const float *a, const float *b, size_t n, size_t *where)
@@ -36,8 +29,8 @@ static inline size_t differing(const float *a, const float *b, size_t n, size_t 
 
 #define CHECK_SAME(want, got, n, ...) do { \
     size_t where_ = 0, bad_ = differing(want, got, n, &where_); \
-    CHECK(!bad_, __VA_ARGS__); \
-    if (bad_ && failures <= 20) \
+    EXPECT(!bad_, __VA_ARGS__); \
+    if (bad_ && harness_failed <= 50) \
         printf("    %zu of %zu differ, first at %zu: want %a, got %a\n", bad_, (size_t)(n), where_, \
                (double)(want)[where_], (double)(got)[where_]); \
     } while (0)
@@ -129,6 +122,7 @@ static inline void product_free(product *p)
 static inline int kernels_test_main(const char *name, void (*each)(const ouro_kernels *), void (*once)(void))
 {
     static const char *const tables[] = {"avx2", "avx512", "neon"};
+    long passed = harness_passed, failed = harness_failed;
     int ran = 0;
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         const ouro_kernels *k = ouro_kernels_select(tables[i]);
@@ -142,8 +136,8 @@ static inline int kernels_test_main(const char *name, void (*each)(const ouro_ke
         ran++;
     }
     if (once) once();
-    printf("%s: %ld checks on %d vector tables, %ld failures\n", name, checks, ran, failures);
-    return failures != 0;
+    printf("%s: %ld checks held on %d vector tables\n", name, harness_passed - passed, ran);
+    return harness_failed != failed;
 }
 
 #endif

@@ -8,13 +8,10 @@
 
 #include "engine/engine.h"
 #include "engine/trace.h"
+#include "harness.h"
 #include "ouro_status.h"
 
-static long passed, failed;
-
-#define CHECK(condition) do { \
-    if (condition) passed++; \
-    else failed++, printf("%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, ouro_last_error()); } while (0)
+#define CHECK(condition) EXPECT(condition, "%s", ouro_last_error())
 
 enum { V = 211, NEW = 20, T = 4 };
 static const ouro_config config = {.n_layers = 2, .n_steps = T, .n_heads = 4, .n_kv_heads = 2, .d_model = 72, .d_head = 24,
@@ -206,6 +203,7 @@ static void test_random_schedules(void)
 
 int main(void)
 {
+    long failed = harness_failed;
     ouro_request_params p = greedy();
     for (int compute = 0; compute < 4; compute++) test_one_answer((ouro_compute)compute, &p);
     p.sampling.temperature = 1.0f, p.sampling.seed = 3, p.sampling.repetition_penalty = 1.1f;
@@ -217,6 +215,5 @@ int main(void)
     test_one_answer(OURO_FLOAT32, &p);
     test_refusals();
     test_random_schedules();
-    printf("%ld passed, %ld failed\n", passed, failed);
-    return failed != 0;
+    return harness_failed != failed;
 }
