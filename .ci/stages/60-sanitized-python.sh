@@ -4,7 +4,7 @@ set -euo pipefail
 pip install -q "setuptools>=77"
 mkdir -p "$CI_WORK/asan"
 OURO_SANITIZE=address,undefined python setup.py -q build_ext --build-lib "$CI_WORK/asan" --build-temp "$CI_WORK/asan-temp" >/dev/null 2>&1
-cp -r ouro/. "$CI_WORK/asan/ouro/"
+cp -rn ouro/. "$CI_WORK/asan/ouro/"
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH="$CI_WORK/asan" \
     pytest -q -m core tests -p no:cacheprovider
