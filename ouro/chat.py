@@ -1,13 +1,15 @@
 """Chat templates: a list of messages to the prompt text a checkpoint was trained on (ChatML).
 
-Templates come with a checkpoint and are programs, so they run in jinja2's sandbox.
+Templates come with a checkpoint and are programs, so they run in jinja2's sandbox, where `*`, `**` and `%` may not make
+values of any size. The sandbox does not bound time.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +17,7 @@ from ouro.errors import CheckpointError
 from ouro.files import read_json, read_text
 
 Message = Mapping[str, Any]
+MAX_PRODUCT = 1 << 20  # length of a repeated sequence; bits of a number
 
 
 class ChatTemplate:
@@ -30,7 +33,14 @@ class ChatTemplate:
         def tojson(value: Any, indent: int | None = None) -> str:
             return json.dumps(value, ensure_ascii=False, indent=indent)
 
-        environment = ImmutableSandboxedEnvironment(
+        class Environment(ImmutableSandboxedEnvironment):
+            intercepted_binops = frozenset(("*", "**", "%"))
+
+            def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+                _check_size(operator, left, right)
+                return super().call_binop(context, operator, left, right)
+
+        environment = Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = tojson
@@ -85,6 +95,20 @@ class ChatTemplate:
                                          **self._variables, **extra)  # fmt: skip
         except Exception as error:  # a template is a program and may fail in any way
             raise ValueError(f"the chat template refused these messages: {str(error)[:300] or type(error).__name__}") from None
+
+
+def _check_size(operator: str, left: Any, right: Any) -> None:
+    """Refuse an operation whose result would be a very large text, list or number."""
+    if operator == "%":
+        wide = isinstance(left, str) and re.search(r"\d{5}|\*", left)  # a width such as %100000000d, or one from a value
+        size = MAX_PRODUCT + 1 if wide else 0
+    elif isinstance(left, int) and isinstance(right, int):
+        size = left.bit_length() * max(right, 0) if operator == "**" else left.bit_length() + right.bit_length()
+    else:
+        lengths = [len(x) if isinstance(x, Sized) else x if isinstance(x, int) else 0 for x in (left, right)]
+        size = lengths[0] * lengths[1]
+    if size > MAX_PRODUCT:
+        raise ValueError(f"a result of '{operator}' is too large")
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from os import PathLike
 
+LONGEST = 200  # characters of a value out of a file that a message repeats
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
 
 class OuroError(Exception):
     """Base of all exceptions of this package."""
@@ -38,10 +45,10 @@ class CheckpointError(OuroError, ValueError):
         self.expected = expected
         parts = [what]
         if found is not None:
-            parts.append(f"found {found!r}" if isinstance(found, str) else f"found {found}")
+            parts.append(f"found {_short(found)!r}" if isinstance(found, str) else f"found {_short(found)}")
         if expected is not None:
             parts.append(f"expected {expected}")
-        where = [f"tensor {tensor[:200]}"] if tensor is not None else []
+        where = [f"tensor {_short(tensor)}"] if tensor is not None else []
         where += [f"file {self.file}"] if self.file is not None else []
         super().__init__("; ".join(parts) + (f" ({', '.join(where)})" if where else ""))
 

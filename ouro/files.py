@@ -22,6 +22,14 @@ BYTES_PER_MARK = 96  # memory of a parsed container, key or value for each punct
 PARSED_BYTES = 64 << 20  # what a small JSON file may grow to
 
 
+def is_directory(path: Path) -> bool:
+    """Whether there is such a directory; a name that no file system takes, or that we may not look at, is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def open_regular(path: Path) -> int:
     """A read-only descriptor of a regular file; symbolic links are followed, all else is refused."""
     try:

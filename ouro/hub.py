@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ouro.errors import CheckpointError
+from ouro.files import is_directory
 
 PACKAGED = Path(__file__).parent / "models"
 
@@ -36,7 +37,8 @@ def resolve(
     path_or_id
         A packaged name such as `"ouro-tiny"`, a directory, or a hub id such as `"ByteDance/Ouro-1.4B"`.
     revision, cache_dir, local_files_only, token
-        As in `huggingface_hub.snapshot_download`; `HF_HUB_OFFLINE` is honoured too.
+        As in `huggingface_hub.snapshot_download`; `HF_HUB_OFFLINE` is honoured too. They mean
+        nothing to a packaged name or a directory.
 
     Raises
     ------
@@ -46,11 +48,11 @@ def resolve(
     name = str(path_or_id)
     if name in packaged_models():
         return PACKAGED / name
-    if name and Path(path_or_id).is_dir():
+    if name and is_directory(Path(path_or_id)):
         return Path(path_or_id)
     if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         known = ", ".join(packaged_models())
-        raise CheckpointError(f"no such model '{name}'", expected=f"a directory, a hub id 'owner/name', or one of: {known}")
+        raise CheckpointError(f"no such model '{name[:200]}'", expected=f"a directory, a hub id 'owner/name', or one of: {known}")
     return _from_hub(name, revision, cache_dir, local_files_only, token)
 
 

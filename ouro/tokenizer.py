@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF = _byte_alphabet()
 
 
+@contextmanager
+def _refusing(what: str, file: Path | None) -> Iterator[None]:
+    """Turns what the library raises over a damaged file into a CheckpointError.
+
+    That is a bare Exception, or a panic of its Rust code, which is no Exception at all and has no importable name.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{what}: {str(error)[:200]}", file=file) from None
+
+
 class Tokenizer:
     """A checkpoint's tokenizer.
 
@@ -40,8 +55,8 @@ class Tokenizer:
         The special tokens that generation and chat need, when the vocabulary has them.
     """
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
+    def __init__(self, backend: Any, file: Path | None = None) -> None:
+        self._backend, self._file = backend, file
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.endoftext_id: int | None = backend.token_to_id(ENDOFTEXT)
         self.im_start_id: int | None = backend.token_to_id(IM_START)
@@ -65,10 +80,10 @@ class Tokenizer:
         text = read_text(path, MAX_TOKENIZER_BYTES)
         from tokenizers import Tokenizer as Backend
 
-        try:
+        with _refusing("not a tokenizer", path):
             backend = Backend.from_str(text)
-        except Exception as error:  # the library raises a bare Exception
-            raise CheckpointError(f"not a tokenizer: {str(error)[:200]}", file=path) from None
+        if type(backend.model).__name__ != "BPE":
+            raise CheckpointError("unsupported tokenizer", file=path, found=type(backend.model).__name__, expected="BPE")
         if type(backend.decoder).__name__ != "ByteLevel":
             raise CheckpointError("unsupported tokenizer", file=path, found=type(backend.decoder).__name__,
                                   expected="a byte-level decoder")  # fmt: skip
@@ -77,16 +92,22 @@ class Tokenizer:
         if strange:
             raise CheckpointError("vocabulary is not byte-level", file=path, found=sorted(strange)[:5],
                                   expected="the 256 characters that stand for bytes")  # fmt: skip
-        backend.no_truncation()  # settings of somebody's training run, which would cut or fill texts silently
+        backend.no_truncation()  # settings of somebody's training run, which would cut, fill or shake texts silently
         backend.no_padding()
-        return cls(backend)
+        backend.model.dropout = None
+        return cls(backend, path)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Nothing is added in front; special tokens written in the text are taken as such.
 
         The released vocabulary has no token for six control characters (4, 6, 19, 20, 22, 29): it drops them.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text is not Unicode that can be encoded: {error}") from None
+        with _refusing("tokenizer fails on this text", self._file):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def bytes_of(self, token: int, *, skip_special_tokens: bool = False) -> bytes:

@@ -165,6 +165,18 @@ def test_long_names_make_short_messages(tmp_path):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("value", ["y" * 10**6, ["y"] * 10**6, {"a": ["y"] * 10**6}], ids=["text", "list", "object"])
+def test_long_values_make_short_messages(value):
+    with pytest.raises(ouro.CheckpointError) as caught:
+        ModelConfig.from_dict(GOOD | {"hidden_size": value}, TINY)
+    assert len(str(caught.value)) < 1000 and caught.value.found == value
+
+
+def test_directory_name_that_no_file_system_takes():
+    with pytest.raises(ouro.CheckpointError, match="no such directory"):
+        open_checkpoint("x" * 300)
+
+
 def test_closed_checkpoint_does_not_read():
     with open_checkpoint(TINY) as c:
         pass

@@ -12,10 +12,11 @@ def test_packaged_and_directories(tmp_path):
     assert resolve("ouro-tiny") == TINY and resolve(str(tmp_path)) == tmp_path
 
 
-@pytest.mark.parametrize("name", ["nothing", "a/b/c", "/no/such", "./x/y", ""])
+@pytest.mark.parametrize("name", ["nothing", "a/b/c", "/no/such", "./x/y", "", "x" * 300, "x" * 100_000, "a\0b"])
 def test_unknown_names(name):
-    with pytest.raises(ouro.CheckpointError, match="ouro-tiny"):
+    with pytest.raises(ouro.CheckpointError, match="ouro-tiny") as caught:
         resolve(name)
+    assert len(str(caught.value)) < 1000
 
 
 def test_offline_cache(tmp_path):

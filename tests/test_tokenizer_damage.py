@@ -47,6 +47,42 @@ def test_vocabulary_with_other_characters_refused(tmp_path):
         Tokenizer.from_directory(directory_with(tmp_path, tokenizer__json=json.dumps(found)))
 
 
+def with_changes(tmp_path, model, **changes):
+    found = json.loads(BLOB)
+    found["model"] = found["model"] | model if "type" not in model else model
+    return directory_with(tmp_path, tokenizer__json=json.dumps(found | changes))
+
+
+def test_dropout_of_a_training_run_is_undone(tmp_path):
+    text = "One day Ann took the ball of Bob to the park."
+    assert Tokenizer.from_directory(with_changes(tmp_path, {"dropout": 1.0})).encode(text) == Tokenizer.from_directory(TINY).encode(text)
+
+
+def test_other_model_than_bpe_refused(tmp_path):
+    d = with_changes(tmp_path, {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "q"})
+    with pytest.raises(ouro.CheckpointError, match=r"unsupported tokenizer.*WordLevel"):
+        Tokenizer.from_directory(d)
+
+
+def test_panic_of_the_library_while_loading(tmp_path):
+    """Its panics are no Exception; this prefix is longer than the merged pieces it is cut from."""
+    with pytest.raises(ouro.CheckpointError, match="not a tokenizer"):
+        Tokenizer.from_directory(with_changes(tmp_path, {"continuing_subword_prefix": "####"}))
+
+
+def test_panic_of_the_library_while_encoding(tmp_path):
+    empty = {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
+    tokenizer = Tokenizer.from_directory(with_changes(tmp_path, {}, normalizer=empty))
+    with pytest.raises(ouro.CheckpointError, match="fails on this text") as caught:
+        tokenizer.encode("One day é")
+    assert caught.value.file == str(tmp_path / "tokenizer.json")
+
+
+def test_half_of_a_surrogate_pair_is_no_text():
+    with pytest.raises(ValueError, match="surrogates"):
+        Tokenizer.from_directory(TINY).encode("a\ud800b")
+
+
 @settings(max_examples=120, deadline=None)
 @given(st.integers(0, len(BLOB) - 1), st.binary(min_size=1, max_size=6), st.booleans())
 def test_mutated_tokenizer(tmp_path_factory, at, junk, cut):
@@ -105,7 +141,14 @@ def test_damaged_template(tmp_path, source):
 
 
 @pytest.mark.parametrize("source", ["{{ 1 / 0 }}", "{{ raise_exception('no system') }}", "{{ messages[7].content.x.y }}",
-                                    "{{ messages.append(1) }}", "{{ range(10**9) | list }}"])  # fmt: skip
+                                    "{{ messages.append(1) }}", "{{ range(10**9) | list }}", "{{ 'a' * 10**9 }}", "{{ 10**9 * 'a' }}",
+                                    "{{ [1] * 10**9 }}", "{{ 2 ** (10**8) }}", "{{ '%1000000000d' % 1 }}",
+                                    "{{ '%*d' % (10**9, 1) }}"])  # fmt: skip
 def test_template_that_fails(source):
     with pytest.raises(ValueError, match="refused these messages"):
         ChatTemplate(source).render(HELLO)
+
+
+def test_ordinary_arithmetic_of_templates():
+    source = "{{ 2 * 3 }} {{ 2 ** 10 }} {{ '-' * 3 }} {{ 7 % 2 }} {{ '%s %05d' % ('a', 7) }} {{ 1.5 * 2 }} {{ 2 ** -1 }}"
+    assert ChatTemplate(source).render(HELLO) == "6 1024 --- 1 a 00007 3.0 0.5"

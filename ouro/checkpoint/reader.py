@@ -14,7 +14,7 @@ from ouro.checkpoint.header import TensorInfo, read_header
 from ouro.checkpoint.schema import expected_shapes
 from ouro.config import ModelConfig, load_config
 from ouro.errors import CheckpointError
-from ouro.files import open_regular, read_json
+from ouro.files import is_directory, open_regular, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -169,6 +169,6 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         When anything is missing, surplus, damaged or of another model.
     """
     path = Path(directory)
-    if not path.is_dir():
+    if not is_directory(path):
         raise CheckpointError("no such directory", file=path)
     return Checkpoint(path)
