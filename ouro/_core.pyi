@@ -1,4 +1,4 @@
-"""Types of the C extension; tests/test_stub.py holds this file against the module."""
+"""Types of the C extension; tests/test_model.py holds this file against the module."""
 
 from collections.abc import Callable, Sequence
 from os import PathLike
