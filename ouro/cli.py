@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,10 +183,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; 1 after an error that is the user's to mend, 130 after Ctrl-C."""
+    """Entry point; 1 after an error that is the user's to mend, 130 after Ctrl-C, 141 (as SIGPIPE) when nobody reads on."""
     a = parser().parse_args(arguments)
     try:
         a.run(a)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        return 141
     except (OuroError, ValueError, OSError, MemoryError, ImportError) as error:
         print(f"ouro: {error}", file=sys.stderr)
         return 1

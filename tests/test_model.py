@@ -281,3 +281,11 @@ def test_stub_agrees_with_the_module():
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_command_line_when_nobody_reads_on():
+    command = [sys.executable, "-m", "ouro", "inspect", "Ann is the boss of Bob."]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    assert run.wait(60) == 141 and run.stderr.read() == b""
+    run.stderr.close()
