@@ -285,7 +285,7 @@ def test_stub_agrees_with_the_module():
 
 def test_command_line_when_nobody_reads_on():
     command = [sys.executable, "-m", "ouro", "inspect", "Ann is the boss of Bob."]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=FIXTURES)
     run.stdout.close()
     assert run.wait(60) == 141 and run.stderr.read() == b""
     run.stderr.close()
