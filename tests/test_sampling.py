@@ -29,7 +29,7 @@ def oracle(z, history, temperature, top_k, top_p, min_p, penalty):
         p = softmax(x.astype(np.float64))[order]
         cut = int(np.searchsorted(np.cumsum(p), np.float32(top_p))) + 1
         x[order[max(cut, 1) :]] = -np.inf
-    if min_p > 0:
+    if np.float32(min_p) > 0:  # what the core sees
         x[x < x.max() + np.float32(np.log(np.float64(np.float32(min_p))))] = -np.inf
     return x
 
