@@ -3,7 +3,7 @@
 >>> import ouro
 >>> model = ouro.load("ouro-tiny")
 >>> model.generate("One day Ann took", max_new_tokens=8).text
-' the cup to the cave .'
+' a tiny boat to the forest. Ann'
 """
 
 from ouro import exits
