@@ -6,6 +6,9 @@
 ' a tiny boat to the forest. Ann'
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ouro import exits
 from ouro.config import ModelConfig
 from ouro.errors import CheckpointError, ContextLengthError, MemoryLimitError, OuroError
@@ -13,8 +16,23 @@ from ouro.generation import Generation
 from ouro.model import Model, load
 from ouro.trace import Trace
 
+if TYPE_CHECKING:
+    from ouro import plots, views
+
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError", "ContextLengthError", "Generation", "MemoryLimitError", "Model", "ModelConfig", "OuroError",
-    "Trace", "exits", "load",
+    "Trace", "exits", "load", "plots", "views",
 ]  # fmt: skip
+
+_ON_DEMAND = frozenset({"plots", "views"})  # imported when first asked for: `import ouro` stays light
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return import_module(f"ouro.{name}")
+    raise AttributeError(f"module 'ouro' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND})

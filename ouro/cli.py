@@ -113,6 +113,12 @@ def inspect(a: argparse.Namespace) -> None:
         figure = plot_steps(trace).figure
         figure.savefig(a.plot, dpi=110, bbox_inches="tight")
         print(f"wrote {a.plot}", file=sys.stderr)
+    if a.html:
+        from ouro.views import exit_strip, token_view
+
+        view = token_view(trace) + exit_strip(trace)
+        view.save(a.html)
+        print(f"wrote {a.html}", file=sys.stderr)
 
 
 def pack(a: argparse.Namespace) -> None:
@@ -171,6 +177,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chat", action="store_true", help="put the text into a chat turn first")
     p.add_argument("--n-steps", type=int, help="recurrent steps to run (default: as trained)")
     p.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (needs the notebook extra)")
+    p.add_argument("--html", type=Path, metavar="FILE", help="also write a page: tokens with a step selector, exit distributions")
     p.set_defaults(run=inspect)
     p = commands.add_parser("pack", help="packed weights for the C API", description=pack.__doc__)
     p.add_argument("file", type=Path)

@@ -1,0 +1,69 @@
+"""Attention grid: one small square a head, one row a step, as drawings without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ouro.views.page import View, shown
+
+LEAST = 0.02  # weights below it are not drawn: they would not be seen
+MOST_TOKENS = 128
+
+
+def _square(weights: np.ndarray[tuple[int, int], np.dtype[np.float32]], side: int) -> str:
+    n = len(weights)
+    cell = side / n
+    marks = [
+        f'<rect x="{src * cell:.2f}" y="{dest * cell:.2f}" width="{cell:.2f}" height="{cell:.2f}" fill-opacity="{w:.2f}"/>'
+        for dest in range(n) for src, w in enumerate(weights[dest, : dest + 1]) if w >= LEAST
+    ]  # fmt: skip
+    frame = f'<rect width="{side}" height="{side}" fill="none" stroke="rgba(128,128,128,.6)"/>'
+    return f'<svg width="{side}" height="{side}" role="img">{frame}<g fill="#4477aa">{"".join(marks)}</g></svg>'
+
+
+def attention_grid(
+    pattern: ArrayLike,
+    *,
+    tokens: Sequence[str] | None = None,
+    heads: Sequence[int] | None = None,
+    title: str = "Attention",
+    side: int = 120,
+) -> View:
+    """Attention of one sequence at one layer, by step and head.
+
+    Parameters
+    ----------
+    pattern : array [step, head, dest_pos, src_pos]
+        Weights 0 to 1, as `cache["pattern", layer][:, row]` gives them; at most 128 positions.
+    tokens
+        Named in the caption, in order.
+    heads
+        Which heads to draw; all unless given.
+    title
+        Caption and page title.
+    side
+        Pixels of one square.
+
+    Returns
+    -------
+    View
+    """
+    p = np.nan_to_num(np.asarray(pattern, np.float32))
+    if p.ndim != 4 or p.shape[2] != p.shape[3]:
+        raise ValueError(f"pattern has shape {p.shape}, expected [step, head, dest_pos, src_pos]")
+    if p.shape[2] > MOST_TOKENS:
+        raise ValueError(f"pattern has {p.shape[2]} positions, expected at most {MOST_TOKENS}: slice it first")
+    chosen = list(range(p.shape[1])) if heads is None else list(heads)
+    for h in chosen:
+        if not 0 <= h < p.shape[1]:
+            raise IndexError(f"head is {h}, expected 0 to {p.shape[1] - 1}")
+    head = "<tr><th></th>" + "".join(f"<th>head {h}</th>" for h in chosen) + "</tr>"
+    rows = "".join(
+        f"<tr><th>step {t}</th>" + "".join(f"<td>{_square(p[t, h], side)}</td>" for h in chosen) + "</tr>" for t in range(len(p))
+    )
+    named = "" if tokens is None else " Tokens: " + " ".join(f"{i}:{shown(t)}" for i, t in enumerate(tokens))
+    caption = f'<div class="cap">{shown(title, 200)}. Down: position that attends. Across: position attended to.{named}</div>'
+    return View(f"{caption}<table>{head}{rows}</table>", title)

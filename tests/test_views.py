@@ -1,0 +1,138 @@
+"""HTML views: what they show, that nothing in a token can break out of them, and that they need neither script nor network."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from paths import FIXTURES
+
+import ouro
+from ouro.views import attention_grid, exit_strip, token_view
+from ouro.views.page import View, shade, shown
+
+VOID = {"meta", "input", "rect", "br", "img"}
+
+
+class Balanced(HTMLParser):
+    """Fails on tags that do not close in order; collects attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def trace(tiny):
+    return tiny.trace(["One day Ann took", "Bob"])
+
+
+def every_view(trace):
+    pattern = np.tril(np.full((4, 2, 3, 3), 0.5, np.float32))
+    return [token_view(trace), token_view(trace, row=1, colour="entropy"), exit_strip(trace, q=0.5), attention_grid(pattern, tokens="abc")]
+
+
+def test_views_are_static_and_well_formed(trace):
+    for view in every_view(trace):
+        page = Balanced(view.page())
+        assert not {"script", "link", "iframe", "object", "img"} & set(page.tags)
+        assert not any(name.startswith("on") or name in ("src", "href") for name, _ in page.attributes)
+        assert "url(" not in view.page() and "http" not in view.page() and len(str(view)) < 200_000
+
+
+def test_token_view_shows_the_top_token_of_each_step(trace, tiny):
+    text = Balanced(str(token_view(trace))).text
+    ids, _ = trace.top_tokens(1)
+    panes = text.count(shown(" took"))
+    assert panes >= trace.n_steps
+    for t in range(trace.n_steps):
+        assert f"after step {t}" in text
+        assert shown(tiny.to_str_tokens([int(ids[t, 0, 3, 0])])[0]) in text
+
+
+def test_exit_strip_is_the_distribution(trace):
+    html = str(exit_strip(trace, row=1, q=0.5))
+    widths = np.array([float(x) for x in re.findall(r"flex:([0-9.]+) 1 0", html)])
+    np.testing.assert_allclose(widths, trace.exit_pdf[:, 1, : trace.lengths[1]].T.reshape(-1), atol=1e-4)
+    found = re.findall(r"<td>(\d+)</td></tr>", html)
+    assert [int(x) for x in found] == trace.exit_step(0.5)[1, : trace.lengths[1]].tolist()
+
+
+def test_attention_grid_draws_what_is_attended():
+    pattern = np.zeros((1, 2, 3, 3), np.float32)
+    pattern[0, 1, 2, 0] = 0.75
+    html = str(attention_grid(pattern, heads=[1]))
+    marks = re.findall(r'<rect x="([0-9.]+)" y="([0-9.]+)" width="40.00" height="40.00" fill-opacity="([0-9.]+)"/>', html)
+    assert marks == [("0.00", "80.00", "0.75")]
+
+
+def test_text_of_tokens_is_escaped(trace):
+    assert shown("<script>") == "&lt;script&gt;" and shown(" a\n") == "·a↵" and shown('"') == "&quot;" and shown("") == "∅"
+    named = attention_grid(np.ones((1, 1, 1, 1)), tokens=["<b onclick=x>"])
+    assert "<b onclick" not in str(named)
+
+
+def test_shade_clips_and_forgives_nan():
+    assert shade(2.0) == shade(1.0) and shade(-1.0) == shade(0.0) == shade(float("nan"))
+
+
+def test_selectors_of_two_views_do_not_meet(trace):
+    a, b = str(token_view(trace)), str(token_view(trace, row=1))
+    groups = [set(re.findall(r'name="([^"]+)"', x)) for x in (a, b)]
+    assert groups[0] and not groups[0] & groups[1]
+
+
+def test_save_leaves_no_half_written_page(tmp_path, trace):
+    path = tmp_path / "v.html"
+    token_view(trace).save(path)
+    assert path.read_text().startswith("<!DOCTYPE html>") and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError):
+        View("", "x").save(tmp_path / "nowhere" / "v.html")
+
+
+@pytest.mark.parametrize("wrong", [{"row": 2}, {"step": 4}, {"colour": "red"}])
+def test_wrong_arguments(trace, wrong):
+    with pytest.raises((IndexError, ValueError), match="expected"):
+        token_view(trace, **wrong)
+
+
+def test_attention_of_a_wrong_shape():
+    with pytest.raises(ValueError, match="expected \\[step, head"):
+        attention_grid(np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="at most 128"):
+        attention_grid(np.zeros((1, 1, 129, 129)))
+
+
+def test_inspect_writes_a_page(tmp_path):
+    path = tmp_path / "out.html"
+    command = [sys.executable, "-m", "ouro", "inspect", "One day", "--html", str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=FIXTURES)
+    assert run.returncode == 0, run.stderr
+    assert "after step 3" in Balanced(path.read_text()).text
+
+
+def test_views_are_imported_on_demand():
+    code = "import sys, ouro; assert 'ouro.views' not in sys.modules; ouro.views.View; assert 'ouro.views' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FIXTURES)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ouro.nothing
