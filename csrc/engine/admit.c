@@ -1,0 +1,130 @@
+/* admit.c - how a request comes, waits and goes: checks, the queue, admission, the events of its end; see engine.h. */
+#include "engine/inside.h"
+
+#include <stdlib.h>
+
+#include "base/memory.h"
+#include "ouro_status.h"
+
+ouro_event *ouro_add_event(ouro_engine *e, const ouro_event *from)
+{
+    if (ouro_grow(&e->events, &e->event_capacity, e->n_events + 1, sizeof *e->events) != OURO_OK) return NULL;
+    e->events[e->n_events] = *from;
+    return &e->events[e->n_events++];
+}
+
+void ouro_remove_request(ouro_engine *e, ouro_request *r)
+{
+    for (ouro_request **at = &e->requests; *at; at = &(*at)->next)
+        if (*at == r) {
+            *at = r->next;
+            break;
+        }
+    if (r->running) e->reserved -= r->reserved;
+    ouro_request_free(r);
+}
+
+void ouro_end_request(ouro_engine *e, ouro_request *r, ouro_finish finish, int status)
+{
+    ouro_event last = {.request = r->id, .token = -1, .exit_step = -1, .finish = finish, .status = status,
+                       .stats = r->stats};
+    ouro_add_event(e, &last);
+    ouro_remove_request(e, r);
+}
+
+static int check_params(const ouro_engine *e, const int32_t *tokens, int n, const ouro_request_params *p)
+{
+    const ouro_config *c = &e->ws->model->config;
+    if (n < 1) return ouro_fail(OURO_ERR_ARGUMENT, "a prompt needs at least one token");
+    for (int i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= c->d_vocab)
+            return ouro_fail(OURO_ERR_ARGUMENT, "token %d at position %d is outside of the vocabulary of %d",
+                             (int)tokens[i], i, (int)c->d_vocab);
+    if (p->max_new_tokens < 1)
+        return ouro_fail(OURO_ERR_ARGUMENT, "max_new_tokens is %d, expected 1 or more", p->max_new_tokens);
+    if ((int64_t)n + p->max_new_tokens > c->n_ctx)
+        return ouro_fail(OURO_ERR_CONTEXT, "%d prompt tokens and %d new ones exceed the context of %d", n,
+                         p->max_new_tokens, (int)c->n_ctx);
+    if (p->n_steps < 1 || p->n_steps > OURO_MAX_STEPS)
+        return ouro_fail(OURO_ERR_ARGUMENT, "n_steps is %d, expected 1 to %d", p->n_steps, OURO_MAX_STEPS);
+    if (p->exit_at_step < -1 || p->exit_at_step >= p->n_steps)
+        return ouro_fail(OURO_ERR_ARGUMENT, "exit_at_step is %d, expected 0 to %d", p->exit_at_step, p->n_steps - 1);
+    if (p->weighted_exit + (p->exit.kind != OURO_EXIT_NEVER) + (p->exit_at_step >= 0) > 1)
+        return ouro_fail(OURO_ERR_ARGUMENT, "exit_at_step, an exit rule and weighted_exit exclude each other");
+    if (p->n_top < 0 || p->n_top > OURO_MAX_TOP || p->n_top > c->d_vocab)
+        return ouro_fail(OURO_ERR_ARGUMENT, "logprobs is %d, expected 0 to %d", p->n_top,
+                         c->d_vocab < OURO_MAX_TOP ? (int)c->d_vocab : OURO_MAX_TOP);
+    if (p->n_stop_ids < 0 || (p->n_stop_ids && !p->stop_ids)) return ouro_fail(OURO_ERR_ARGUMENT, "stop_ids is NULL");
+    int status = ouro_exit_check(&p->exit);
+    return status == OURO_OK ? ouro_sampling_check(&p->sampling) : status;
+}
+
+static size_t cache_limit(const ouro_engine *e)
+{
+    if (e->fixed_limit) return e->budget.limit;
+    return e->budget.bytes + ouro_available_memory() / 10 * 9;
+}
+
+int ouro_engine_submit(ouro_engine *e, const int32_t *tokens, int n, const ouro_request_params *p, int64_t *id)
+{
+    if (!e || !tokens || !p || !id) return ouro_fail(OURO_ERR_ARGUMENT, "engine, tokens, params and id must not be NULL");
+    int status = check_params(e, tokens, n, p);
+    if (status != OURO_OK) return status;
+    ouro_request *r;
+    status = ouro_request_new(&e->budget, e->last_id + 1, tokens, n, p, &r);
+    if (status != OURO_OK) return status;
+    size_t limit = cache_limit(e);
+    if (r->reserved > limit) {
+        status = ouro_fail(OURO_ERR_MEMORY, "the key/value cache of %d positions at %d steps needs %zu bytes, %zu are allowed",
+                           n + p->max_new_tokens, r->depth, r->reserved, limit);
+        ouro_request_free(r);
+        return status;
+    }
+    *id = r->id = ++e->last_id;
+    r->stats.prompt_tokens = n;
+    ouro_request **end = &e->requests;
+    while (*end) end = &(*end)->next;
+    *end = r;
+    return OURO_OK;
+}
+
+static ouro_request *find(const ouro_engine *e, int64_t id)
+{
+    for (ouro_request *r = e->requests; r; r = r->next)
+        if (r->id == id) return r;
+    return NULL;
+}
+
+void ouro_engine_cancel(ouro_engine *e, int64_t id)
+{
+    ouro_request *r = find(e, id);
+    if (r) r->cancelled = true;
+}
+
+int ouro_engine_pending(const ouro_engine *e)
+{
+    int n = 0;
+    for (const ouro_request *r = e->requests; r; r = r->next) n++;
+    return n;
+}
+
+void ouro_admit(ouro_engine *e)
+{
+    int lanes = 0;
+    size_t limit = cache_limit(e);
+    for (ouro_request *r = e->requests; r; r = r->next) lanes += r->running;
+    for (ouro_request *r = e->requests, *next; r; r = next) {
+        next = r->next;
+        if (r->cancelled) {
+            ouro_end_request(e, r, OURO_FINISH_CANCELLED, OURO_OK);
+            continue;
+        }
+        if (r->running) continue;
+        /* first come, first served: a large request is not overtaken for ever by small ones */
+        if (lanes >= e->max_lanes || e->reserved + r->reserved > limit) break;
+        r->running = true;
+        e->reserved += r->reserved;
+        lanes++;
+    }
+    e->budget.limit = limit > e->budget.bytes ? limit : e->budget.bytes;
+}

@@ -1,0 +1,78 @@
+/* inside.h - what an engine holds, and the parts of a step. For the files of the engine only.
+ *
+ *   admit.c       a request comes, waits, goes              schedule.c   which lanes ride in the next pass
+ *   decide.c      gates, exit rules, readouts, the choice   signals.c    the numbers that exit rules look at
+ *   speculate.c   guesses: when, where, how good            engine.c     the step itself
+ */
+#ifndef OURO_ENGINE_INSIDE_H
+#define OURO_ENGINE_INSIDE_H
+
+#include "engine/request.h"
+
+/* One lane of the pass being built, and whose it is: a node, or row `row` of a request's chunk. */
+typedef struct ouro_rider { ouro_request *request; ouro_node *node; int row; } ouro_rider;
+
+struct ouro_engine {
+    ouro_workspace *ws;
+    ouro_page_budget budget;
+    size_t reserved;                     /* by running requests */
+    bool fixed_limit;
+    int max_lanes;
+    int64_t last_id;
+    ouro_request *requests;              /* queued and running, in order of arrival */
+    ouro_sampler sampler;
+    ouro_lane *lanes;                    /* [capacity] */
+    ouro_rider *riders;                  /* [capacity] */
+    int n_lanes, capacity;
+    ouro_readout *readouts;              /* [n_readouts] and the nodes they belong to */
+    ouro_node **readers;
+    ouro_request **reader_requests;
+    int n_readouts, readout_capacity;
+    float *logits;                       /* [logit_rows][d_vocab] */
+    float *log_z;                        /* [logit_rows][2]: log_z, entropy */
+    int32_t *argmax;
+    int logit_rows;
+    ouro_event *events;
+    int n_events, event_capacity;
+    ouro_stats stats;
+};
+
+/* Makes *at hold at least n elements. */
+int ouro_grow(void *at, int *capacity, int n, size_t element);
+
+/* ---- admit.c */
+/* Drops what was cancelled and lets requests start, first come, first served. */
+void ouro_admit(ouro_engine *e);
+/* A copy of an event in the engine's list, NULL when memory is out. */
+ouro_event *ouro_add_event(ouro_engine *e, const ouro_event *from);
+/* Frees a request; with a last event. */
+void ouro_remove_request(ouro_engine *e, ouro_request *r);
+void ouro_end_request(ouro_engine *e, ouro_request *r, ouro_finish finish, int status);
+
+/* ---- schedule.c */
+/* Lanes of all running requests; prompts that wait get what decoding leaves of max_lanes. */
+int ouro_gather(ouro_engine *e);
+
+/* ---- signals.c */
+/* The signal's part that comes from states (the node's h is that of step - 1 = t). */
+void ouro_signal_states(ouro_node *n, int d_model);
+/* The part that comes from a readout. */
+void ouro_signal_readout(ouro_request *r, ouro_node *n, const ouro_readout *read, int d_vocab);
+
+/* ---- decide.c */
+/* Counts the step, records the gate, asks the rules that need no readout, and notes who needs one. */
+int ouro_after_pass(ouro_engine *e);
+int ouro_run_readouts(ouro_engine *e, ouro_poll_fn poll, void *arg);
+/* What the readout of one node means: leave, or a guess at what follows. */
+void ouro_after_readout(ouro_engine *e, ouro_request *r, ouro_node *n, const ouro_readout *read);
+
+/* ---- speculate.c */
+bool ouro_guessing(const ouro_request *r);
+/* Compares the guesses of a decided node with its token. */
+void ouro_count_guesses(ouro_stats *s, const ouro_node *n, int32_t token);
+/* A token took `passes`: whether speculation goes on. */
+void ouro_keep_pace(const ouro_model *m, ouro_request *r, int passes);
+/* New guesses of every request, while lanes are free. */
+void ouro_spawn(ouro_engine *e);
+
+#endif
