@@ -13,6 +13,7 @@ from ouro import exits
 from ouro.config import ModelConfig
 from ouro.errors import CheckpointError, ContextLengthError, MemoryLimitError, OuroError
 from ouro.generation import Generation
+from ouro.labelled import LabelledArray, LabelledSet
 from ouro.model import Model, load
 from ouro.trace import Trace
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CheckpointError", "ContextLengthError", "Generation", "MemoryLimitError", "Model", "ModelConfig", "OuroError",
-    "Trace", "exits", "load", "plots", "views",
+    "CheckpointError", "ContextLengthError", "Generation", "LabelledArray", "LabelledSet", "MemoryLimitError", "Model",
+    "ModelConfig", "OuroError", "Trace", "exits", "load", "plots", "views",
 ]  # fmt: skip
 
 _ON_DEMAND = frozenset({"plots", "views"})  # imported when first asked for: `import ouro` stays light

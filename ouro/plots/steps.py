@@ -1,9 +1,10 @@
-"""Static pictures of a trace, with matplotlib (the notebook extra)."""
+"""What each step would say, as a table of tokens in colour."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ouro.plots.canvas import axes, contrast
 from ouro.trace import Trace
 
 
@@ -23,20 +24,16 @@ def plot_steps(trace: Trace, *, row: int = 0, ax: Any = None) -> Any:
     -------
     matplotlib Axes
     """
-    import matplotlib.pyplot as plt
-
     model = trace._model
     n = int(trace.lengths[row])
     name = model.to_str_tokens if model.tokenizer else (lambda ids: [str(i) for i in ids])
     ids, _ = trace.top_tokens(1)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(max(6.0, 0.85 * n), 0.55 * trace.n_steps + 1.6))
-    image = ax.imshow(trace.exit_pdf[:, row, :n], cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="upper")
+    ax = axes(ax, (max(6.0, 0.85 * n), 0.55 * trace.n_steps + 1.6))
+    image = ax.imshow(trace.exit_pdf[:, row, :n], cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="upper")
     for t in range(trace.n_steps):
         for i, token in enumerate(name([int(x) for x in ids[t, row, :n, 0]])):
-            dark = trace.exit_pdf[t, row, i] > 0.6
             ax.text(i, t, repr(token)[1:-1].strip() or "·", ha="center", va="center", fontsize=8,
-                    color="white" if dark else "black")  # fmt: skip
+                    color=contrast(image.cmap(image.norm(trace.exit_pdf[t, row, i]))))  # fmt: skip
     ax.set_xticks(range(n), [repr(t)[1:-1] for t in name(trace.token_ids[row])], rotation=60, ha="right", fontsize=8)
     ax.set_yticks(range(trace.n_steps), [f"step {t}" for t in range(trace.n_steps)])
     ax.set_xlabel("token read")
