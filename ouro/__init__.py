@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ouro import exits
 from ouro.config import ModelConfig
-from ouro.errors import CheckpointError, ContextLengthError, MemoryLimitError, OuroError
+from ouro.errors import CheckpointError, ContextLengthError, MemoryLimitError, OuroError, UnsupportedError
 from ouro.generation import Generation
 from ouro.labelled import LabelledArray, LabelledSet
 from ouro.model import Model, load
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError", "ContextLengthError", "Generation", "LabelledArray", "LabelledSet", "MemoryLimitError", "Model",
-    "ModelConfig", "OuroError", "Trace", "exits", "load", "plots", "views",
+    "ModelConfig", "OuroError", "Trace", "UnsupportedError", "exits", "load", "plots", "views",
 ]  # fmt: skip
 
 _ON_DEMAND = frozenset({"plots", "views"})  # imported when first asked for: `import ouro` stays light

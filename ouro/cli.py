@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ouro
 from ouro import _core
 from ouro.errors import OuroError
+from ouro.extras import did_you_mean
 from ouro.model import Model
 from ouro.trace import Trace
 
 DEFAULT_MODEL = "ouro-tiny"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says which name was probably meant when a command or an option is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if choice:
+            message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        elif unknown:
+            message += did_you_mean(unknown[1], sorted(self.option_names))
+        super().error(message)
+
+    @property
+    def option_names(self) -> set[str]:
+        """Long options of this parser and of its commands."""
+        found = {name for action in self._actions for name in action.option_strings if name.startswith("--")}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found |= {name for p in action.choices.values() for name in p.option_names}
+        return found
 
 
 def _model_arguments(p: argparse.ArgumentParser) -> None:
@@ -51,8 +75,9 @@ def _sampling(a: argparse.Namespace) -> dict[str, Any]:
 def generate(a: argparse.Namespace) -> None:
     """Print a continuation as it comes."""
     model = _load(a)
+    pieces = model.stream(a.prompt, stop=a.stop, **_sampling(a))  # refuses before anything is printed
     print(a.prompt, end="", flush=True)
-    for piece in model.stream(a.prompt, stop=a.stop, **_sampling(a)):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
@@ -159,7 +184,11 @@ def info(a: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="ouro", description="Run and inspect Ouro looped language models on CPUs.")
+    top = _Parser(
+        prog="ouro",
+        description="Run and inspect Ouro looped language models on CPUs.",
+        epilog="`ouro COMMAND --help` lists the options of a command. Without -m the packaged model ouro-tiny is used.",
+    )
     top.add_argument("--version", action="version", version=f"ouro {ouro.__version__}")
     commands = top.add_subparsers(dest="command", required=True)
     p = commands.add_parser("generate", help="continue a text", description=generate.__doc__)
@@ -199,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         return 141
     except (OuroError, ValueError, OSError, MemoryError, ImportError) as error:
-        print(f"ouro: {error}", file=sys.stderr)
+        print(f"ouro: {error or type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)

@@ -59,3 +59,7 @@ class MemoryLimitError(OuroError, MemoryError):
 
 class ContextLengthError(OuroError, ValueError):
     """A sequence would be longer than the model's context; the message has the numbers."""
+
+
+class UnsupportedError(OuroError, RuntimeError):
+    """This machine or build can not do it, such as an instruction set it does not have; the message says what it can."""

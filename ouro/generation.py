@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from inspect import Parameter, signature
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 
 from ouro import _core
 from ouro.exits import CustomExit, ExitRule, QExit
+from ouro.extras import did_you_mean
 from ouro.tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -86,6 +88,26 @@ class Generation:
     stats: GenerationStats = field(default_factory=GenerationStats)
 
 
+class GenerationArguments(TypedDict, total=False):
+    """Arguments that `generate`, `stream`, `chat` and `chat_stream` share; `settings` has the defaults."""
+
+    n_steps: int | None
+    exit_at_step: int | None
+    exit_threshold: float | None
+    exit_rule: ExitRule | None
+    weighted_exit: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    stop: str | Sequence[str] | None
+    eos_token_id: int | Sequence[int] | None
+    seed: int | None
+    logprobs: int | None
+    speculate: bool | Literal["auto"]
+
+
 @dataclass(frozen=True)
 class Settings:
     """Checked arguments of a generation, as the engine wants them."""
@@ -157,6 +179,26 @@ def settings(
         seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed, n_top=logprobs or 0,
         want_top=logprobs is not None, speculate={False: 0, True: 1, "auto": 2}[speculate],
     )  # fmt: skip
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def takes_generation_arguments(function: Function) -> Function:
+    """Show the arguments behind `**arguments`, with their defaults, in the signature of a function."""
+    own = signature(function)
+    shared = [p for p in signature(settings).parameters.values() if p.name in GenerationArguments.__annotations__]
+    before = [p for p in own.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    function.__signature__ = own.replace(parameters=[*before, *shared])  # type: ignore[attr-defined]
+    return function
+
+
+def refuse_unknown(arguments: Iterable[str]) -> None:
+    """TypeError for a name that is no generation argument, with the one that was probably meant."""
+    known = [*GenerationArguments.__annotations__, "max_new_tokens", "n"]
+    for name in arguments:
+        if name not in known:
+            raise TypeError(f"unknown generation argument '{name}'{did_you_mean(name, known)}")
 
 
 class _Running:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ouro.errors import CheckpointError
+from ouro.extras import did_you_mean
 from ouro.files import is_directory
 
 PACKAGED = Path(__file__).parent / "models"
@@ -52,7 +53,8 @@ def resolve(
         return Path(path_or_id)
     if isinstance(path_or_id, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         known = ", ".join(packaged_models())
-        raise CheckpointError(f"no such model '{name[:200]}'", expected=f"a directory, a hub id 'owner/name', or one of: {known}")
+        near = did_you_mean(name[:200], packaged_models())
+        raise CheckpointError(f"no such model '{name[:200]}'{near}", expected=f"a directory, a hub id 'owner/name', or one of: {known}")
     return _from_hub(name, revision, cache_dir, local_files_only, token)
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ouro.extras import need
+
 Coord = tuple[tuple[str, ...], NDArray[Any]]
 
 
@@ -223,14 +225,12 @@ class LabelledArray:
 
     def to_dataframe(self, *, dropna: bool = False) -> Any:
         """A tidy pandas DataFrame: one row per value, a column per axis and further coordinate, and the value under its name."""
-        import pandas as pd
-
+        pd = need("pandas", "notebook")
         return pd.DataFrame(_dropped(_columns(self, self.dims, self.sizes) | {self.name: self.values.reshape(-1)}, [self.name], dropna))
 
     def to_xarray(self) -> Any:
         """An `xarray.DataArray` with the same axes, coordinates and attributes."""
-        import xarray as xr
-
+        xr = need("xarray", "notebook")
         return xr.DataArray(self.values, dims=self.dims, coords=dict(self._coords), name=self.name, attrs=self.attrs)
 
     def plot(self, ax: Any = None, **arguments: Any) -> Any:
@@ -378,8 +378,7 @@ class LabelledSet(Mapping[str, LabelledArray]):
 
         `dropna` leaves out the rows where every array is NaN.
         """
-        import pandas as pd
-
+        pd = need("pandas", "notebook")
         chosen = LabelledSet({n: self[n] for n in names}) if names else self
         dims, sizes = chosen.dims, chosen.sizes
         shape = tuple(sizes[d] for d in dims)
@@ -393,8 +392,7 @@ class LabelledSet(Mapping[str, LabelledArray]):
 
     def to_xarray(self) -> Any:
         """An `xarray.Dataset`."""
-        import xarray as xr
-
+        xr = need("xarray", "notebook")
         return xr.Dataset({n: a.to_xarray() for n, a in self._arrays.items()}, attrs={"title": self.title, **self.attrs})
 
     def plot(self, ax: Any = None, **arguments: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,15 @@ from ouro import _core
 from ouro.chat import ChatTemplate, Message
 from ouro.config import ModelConfig
 from ouro.errors import ContextLengthError
-from ouro.generation import Generation, GenerationLoop, Settings, settings
+from ouro.generation import (
+    Generation,
+    GenerationArguments,
+    GenerationLoop,
+    Settings,
+    refuse_unknown,
+    settings,
+    takes_generation_arguments,
+)
 from ouro.hub import resolve
 from ouro.loading import Compute, KVDtype, load_core
 from ouro.tokenizer import Tokenizer, check_ids
@@ -147,14 +155,22 @@ class Model:
     # -- generation --------------------------------------------------------------------------------------------------
 
     def _settings(self, *, chat: bool, arguments: Mapping[str, Any]) -> Settings:
+        refuse_unknown(arguments)
         stop_ids = self.tokenizer.stop_ids(chat=chat) if self.tokenizer else []
         return settings(trained_steps=self.config.n_steps, default_stop_ids=stop_ids, **arguments)
 
     @overload
-    def generate(self, prompt: Tokens, *, max_new_tokens: int = ..., n: Literal[1] = ..., **arguments: Any) -> Generation: ...
+    def generate(
+        self, prompt: Tokens, *, max_new_tokens: int = ..., n: Literal[1] = ..., **arguments: Unpack[GenerationArguments]
+    ) -> Generation: ...
     @overload
-    def generate(self, prompt: Batch, *, max_new_tokens: int = ..., n: int = ..., **arguments: Any) -> Generation | list[Any]: ...
-    def generate(self, prompt: Batch, *, max_new_tokens: int = 128, n: int = 1, **arguments: Any) -> Generation | list[Any]:
+    def generate(
+        self, prompt: Batch, *, max_new_tokens: int = ..., n: int = ..., **arguments: Unpack[GenerationArguments]
+    ) -> Generation | list[Any]: ...
+    @takes_generation_arguments
+    def generate(
+        self, prompt: Batch, *, max_new_tokens: int = 128, n: int = 1, **arguments: Unpack[GenerationArguments]
+    ) -> Generation | list[Any]:
         """Continue a prompt, or each prompt of a list.
 
         Parameters
@@ -197,7 +213,8 @@ class Model:
         results = {index: result for index, _, result in self._loop(prompt, n, s)}
         return [results[i] for i in sorted(results)]
 
-    def stream(self, prompt: Tokens, *, max_new_tokens: int = 128, **arguments: Any) -> Iterator[str]:
+    @takes_generation_arguments
+    def stream(self, prompt: Tokens, *, max_new_tokens: int = 128, **arguments: Unpack[GenerationArguments]) -> Iterator[str]:
         """`generate` for one prompt, giving pieces of text that are whole characters as they come."""
         s = self._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments})
         return (piece for _, piece, _ in self._loop(self._one(prompt), 1, s) if piece)
@@ -210,14 +227,16 @@ class Model:
             raise ValueError(f"{self.path} has no chat template")
         return self._chat_template.render(messages, enable_thinking=enable_thinking)
 
+    @takes_generation_arguments
     def chat(self, messages: Sequence[Message], *, enable_thinking: bool | None = None, max_new_tokens: int = 512,
-             **arguments: Any) -> Generation:  # fmt: skip
+             **arguments: Unpack[GenerationArguments]) -> Generation:  # fmt: skip
         """The assistant's next turn; stops at `<|im_end|>`. Arguments as in `generate`."""
         s = self._settings(chat=True, arguments={"max_new_tokens": max_new_tokens, **arguments})
         return self._run(self.chat_prompt(messages, enable_thinking=enable_thinking), 1, s)[0]
 
+    @takes_generation_arguments
     def chat_stream(self, messages: Sequence[Message], *, enable_thinking: bool | None = None, max_new_tokens: int = 512,
-                    **arguments: Any) -> Iterator[str]:  # fmt: skip
+                    **arguments: Unpack[GenerationArguments]) -> Iterator[str]:  # fmt: skip
         """`chat`, giving pieces of text as they come."""
         s = self._settings(chat=True, arguments={"max_new_tokens": max_new_tokens, **arguments})
         ids = self.to_tokens(self.chat_prompt(messages, enable_thinking=enable_thinking))

@@ -1,5 +1,6 @@
 """The Python surface: what calls give, what they refuse, and that nothing breaks a model."""
 
+import inspect
 import math
 import os
 import subprocess
@@ -13,6 +14,7 @@ from paths import FIXTURES
 
 import ouro
 from ouro import _core
+from ouro.generation import GenerationArguments, settings
 
 STORY = "One day Ann took"
 
@@ -127,6 +129,22 @@ CONTRADICTIONS = [
 def test_refused_arguments(tiny, arguments):
     with pytest.raises(ValueError):
         tiny.generate(STORY, **{"max_new_tokens": 4, **arguments})
+
+
+def test_arguments_are_in_the_signature_and_misspelt_ones_refused(tiny):
+    """The names users rely on, with their defaults; the typed dictionary names the same ones."""
+    shared = {"n_steps": None, "exit_at_step": None, "exit_threshold": None, "weighted_exit": False, "temperature": 0, "top_k": 0,
+              "top_p": 1, "min_p": 0, "repetition_penalty": 1, "stop": None, "eos_token_id": None, "seed": None,
+              "logprobs": None}  # fmt: skip
+    for call in (tiny.generate, tiny.stream, tiny.chat, tiny.chat_stream):
+        found = inspect.signature(call).parameters
+        assert {name: found[name].default for name in shared} == shared and "max_new_tokens" in found
+    assert inspect.signature(tiny.generate).parameters["n"].default == 1
+    inside = set(inspect.signature(settings).parameters) - {"trained_steps", "default_stop_ids", "max_new_tokens"}
+    assert inside == set(GenerationArguments.__annotations__)
+    for call in (tiny.generate, tiny.stream):
+        with pytest.raises(TypeError, match="'temprature'; did you mean 'temperature'"):
+            call(STORY, temprature=1.0)
 
 
 def test_context_and_memory_are_refused_with_numbers(tiny):
@@ -257,6 +275,15 @@ def test_command_line(tmp_path):
         run("chat", input="Sort: 3 1 2\n\n").stdout.strip("> \n")
         == load("trained", "bfloat16").chat([{"role": "user", "content": "Sort: 3 1 2"}]).text
     )
+    misspelt = {("genrate", "x"): "did you mean 'generate'", ("generate", "x", "--temprature", "1"): "did you mean '--temperature'",
+                ("info", "-m", "ouro-tyni"): "did you mean 'ouro-tiny'", ("info", "-m", "x"): "ouro-tiny"}  # fmt: skip
+    for words, hint in misspelt.items():
+        made = run(*words)
+        assert made.returncode in (1, 2) and hint in made.stderr and "Traceback" not in made.stderr
+    refused = run("generate", STORY, "--exit-at-step", "9")
+    assert refused.returncode == 1 and refused.stdout == "" and "0 to 3" in refused.stderr
+    unknown = run("info", env={**os.environ, "OURO_ISA": "sse"})
+    assert unknown.returncode == 1 and "scalar" in unknown.stderr and "Traceback" not in unknown.stderr
     wrong = run("generate", "x", "-m", str(tmp_path / "none"))
     assert wrong.returncode == 1 and wrong.stderr.startswith("ouro: ") and "Traceback" not in wrong.stderr
 

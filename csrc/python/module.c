@@ -13,7 +13,9 @@
 
 static PyObject *exception_of(int status)
 {
-    const char *name = status == OURO_ERR_MEMORY ? "MemoryLimitError" : status == OURO_ERR_CONTEXT ? "ContextLengthError" : NULL;
+    const char *name = status == OURO_ERR_MEMORY ? "MemoryLimitError"
+                       : status == OURO_ERR_CONTEXT ? "ContextLengthError"
+                       : status == OURO_ERR_UNSUPPORTED ? "UnsupportedError" : NULL;
     PyObject *errors = name ? PyImport_ImportModule("ouro.errors") : NULL;
     PyObject *type = errors ? PyObject_GetAttrString(errors, name) : NULL;
     Py_XDECREF(errors);

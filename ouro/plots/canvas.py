@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ouro.extras import need
+
 SEQUENTIAL = "viridis"
 """From little to much; even in lightness and told apart by colour-blind readers."""
 DIVERGING = "RdBu_r"
@@ -22,8 +24,7 @@ def axes(ax: Any, size: tuple[float, float] = (6.4, 3.6)) -> Any:
     """`ax`, or the axes of a new figure of that size in inches."""
     if ax is not None:
         return ax
-    import matplotlib.pyplot as plt
-
+    plt = need("matplotlib.pyplot", "notebook")
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 
