@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import ouro
 from ouro import _core
+from ouro.bench import command as bench_command
 from ouro.errors import OuroError
 from ouro.extras import did_you_mean
 from ouro.model import Model
@@ -215,6 +216,9 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(run=info)
     for p in commands.choices.values():
         _model_arguments(p)
+    p = commands.add_parser("bench", help="speed beside the machine's limits and peers", description=bench_command.bench.__doc__)
+    bench_command.add_arguments(p)
+    p.set_defaults(run=bench_command.bench)
     return top
 
 

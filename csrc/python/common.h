@@ -43,6 +43,10 @@ void ouro_model_unlock(model_object *m);
 /* 0 and an exception when the weights are not complete */
 int ouro_model_is_ready(const model_object *m);
 
+/* functions of limits.c */
+PyObject *ouro_python_read_bandwidth(PyObject *self, PyObject *args);
+PyObject *ouro_python_peak(PyObject *self, PyObject *args);
+
 /* A new C-contiguous float32 array; filled with NaN when `blank`. */
 PyObject *ouro_new_floats(int nd, const npy_intp *shape, int blank);
 

@@ -175,6 +175,10 @@ static PyMethodDef methods[] = {
     {"cpu_count", cpu_count, METH_NOARGS, "cpu_count($module)\n--\n\nProcessors in the affinity mask."},
     {"available_memory", available_memory, METH_NOARGS, "available_memory($module)\n--\n\nBytes that can still be used."},
     {"resident_memory", resident_memory, METH_NOARGS, "resident_memory($module)\n--\n\nResident bytes of this process."},
+    {"read_bandwidth", ouro_python_read_bandwidth, METH_VARARGS,
+     "read_bandwidth($module, nbytes, threads, rounds, /)\n--\n\nBytes per second of a plain read of nbytes, by round."},
+    {"peak", ouro_python_peak, METH_VARARGS,
+     "peak($module, unit, threads, rounds, /)\n--\n\nInstruction and operations per second of a unit, by round."},
     {"gumbel", gumbel, METH_VARARGS, "gumbel($module, seed, stream, position, token, /)\n--\n\nThe noise of one token."},
     {"filter_logits", (PyCFunction)(void (*)(void))filter_logits, METH_VARARGS | METH_KEYWORDS,
      "filter_logits($module, logits, history, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, "

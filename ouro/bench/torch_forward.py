@@ -1,14 +1,12 @@
 """The looped forward in plain PyTorch, as a peer to time against. One sequence, a growing cache, the last step's logits.
 
-Checked against the reference files by `python benchmarks/torch_reference.py tests/fixtures/tiny-mha`.
+tests/test_bench.py holds it against the reference files where torch is installed.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -50,7 +48,7 @@ class Reference:
         z = functional.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0]
         return z.transpose(0, 1).reshape(n, -1) @ self.w[f"{layer}self_attn.o_proj.weight"].T
 
-    @torch.no_grad()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def states(self, ids: Tensor, cache: Cache) -> list[Tensor]:
         """Normed states [n, d_model] of every step for new positions behind those in the cache."""
         past = cache[0, 0][0].shape[1] if cache else 0
@@ -71,7 +69,7 @@ class Reference:
             out.append(h)
         return out
 
-    @torch.no_grad()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self, ids: Tensor, cache: Cache | None = None) -> Cache:
         """Runs new positions to the last position's logits; returns the cache."""
         cache = {} if cache is None else cache
@@ -83,13 +81,3 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary embedding, half-rotation layout."""
     a, b = x.chunk(2, -1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    model, reference = Reference(folder), np.load(folder / "reference.npz")
-    for row, ids in enumerate(reference["input_ids"]):
-        found = torch.stack(model.states(torch.from_numpy(ids.astype(np.int64)), {})).numpy()
-        error = np.abs(found - reference["state"][:, row]).max()
-        print(f"row {row}: largest error of a state {error:.1e}")
-        assert error < 5e-5

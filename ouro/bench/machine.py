@@ -1,0 +1,39 @@
+"""The limits of this machine, measured now by the core (csrc/bench/limits.c)."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from ouro import _core
+
+LARGEST_READ = 1 << 30  # bytes; above it the caches hold nothing of the last read
+SMALLEST_READ = 1 << 18
+UNITS = ("float32", "bfloat16", "int8")
+REPEATS = 4
+
+
+def read_rate(nbytes: float, threads: int) -> float:
+    """Bytes per second of the best of a few plain reads of a buffer as large as the weights that are swept.
+
+    Small weights stay in the caches, so they are compared with a read that stays there too.
+    """
+    size = int(min(max(nbytes, SMALLEST_READ), LARGEST_READ))
+    return max(_core.read_bandwidth(size, threads, REPEATS if size > 1 << 26 else 40))
+
+
+def peak_rate(unit: str, threads: int) -> tuple[str, float]:
+    """The instruction of a unit and its operations per second, the best of a few."""
+    instruction, rates = _core.peak(unit, threads, REPEATS)
+    return instruction, max(rates)
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.machine()

@@ -1,0 +1,75 @@
+"""The roofline picture: what each candidate reached, under what the machine allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ouro.bench.results import Report, Row, split_key
+
+COLOURS = {"ouro": "C0", "llama.cpp": "C1", "torch": "C2"}
+MARKERS = {"float32": "D", "bfloat16": "o", "BF16": "o", "int8": "s", "Q8_0": "s", "int4": "^", "Q4_0": "^"}
+OFFSETS = {"ouro": (6, 6), "llama.cpp": (6, -13), "torch": (6, -13)}
+
+
+def _limits(axes: Any, report: Report, left: float, right: float) -> None:
+    """The read rate as a slope, the peak of each unit as a ceiling."""
+    read = report.machine["read"]
+    top = max(unit["rate"] for unit in report.machine["peak"].values())
+    axes.plot([left, top / read], [left * read / 1e9, top / 1e9], color="0.35", lw=1.2)
+    axes.annotate(f"plain read, {read / 1e9:.0f} GB/s", (left * 1.15, left * 1.15 * read / 1e9), xytext=(0, 10),
+                  textcoords="offset points", rotation=38, rotation_mode="anchor", fontsize=8, color="0.35")  # fmt: skip
+    for name, unit in report.machine["peak"].items():
+        rate = unit["rate"]
+        axes.plot([rate / read, right], [rate / 1e9, rate / 1e9], color="0.35", lw=1.2, ls="--")
+        axes.annotate(f"{name} peak, {rate / 1e9:.0f}", (right, rate / 1e9), xytext=(-3, 3), textcoords="offset points", ha="right",
+                      fontsize=8, color="0.35")  # fmt: skip
+
+
+def _points(axes: Any, row: Row, named: set[str]) -> None:
+    entry = row.entry
+    for key, rates in row.rates.items():
+        kind, n = split_key(key)
+        if "speculate" in key:
+            continue
+        x, y = entry.cost.intensity(kind, n), median(rates) * entry.cost.operations(kind, n) / 1e9
+        label = entry.name if entry.name not in named else None
+        named.add(entry.name)
+        axes.plot(x, y, MARKERS.get(entry.compute, "o"), color=COLOURS.get(entry.runtime, "C3"), ms=7, label=label,
+                  mfc=COLOURS.get(entry.runtime, "C3") if entry.runtime == "ouro" else "none")  # fmt: skip
+
+
+def plot_roofline(report: Report, path: Path) -> None:
+    """Draw a report: operations per byte against operations per second, both logarithmic.
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib (the `notebook` extra).
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8.0, 4.2))
+    shown = [key for row in report.rows for key in row.rates if "speculate" not in key]
+    xs = [row.entry.cost.intensity(*split_key(key)) for row in report.rows for key in row.rates if key in shown]
+    left, right = min([*xs, 1.0]) / 1.8, max([*xs, 100.0]) * 2.5
+    _limits(axes, report, left, right)
+    named: set[str] = set()
+    for row in report.rows:
+        _points(axes, row, named)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(left, right)
+    axes.set_xlabel("operations per byte of weights and cache that must be read")
+    axes.set_ylabel("Gop/s")
+    m = report.machine
+    tasks = " and ".join(dict.fromkeys(key.replace("@", " ") for key in shown))
+    axes.set_title(f"{report.model['name']}, {tasks}, {m['processor']}, {m['threads']} threads", fontsize=9)
+    axes.legend(fontsize=8, loc="lower right")
+    axes.grid(which="major", alpha=0.25)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)

@@ -1,0 +1,154 @@
+"""One candidate in a process of its own: `python -m ouro.bench.worker ouro|torch DIRECTORY COMPUTE THREADS`.
+
+So the memory of a candidate is its own, and none disturbs another while it waits. Requests and answers are JSON lines on
+standard input and output; the first line it writes tells the candidate's cost and memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ouro import _core
+from ouro.bench.bounds import Cost
+from ouro.config import ModelConfig
+
+WARM = 8  # tokens of a first run, which makes threads and touches pages
+
+
+class Candidate(Protocol):
+    """What is measured. Rates are tokens per second."""
+
+    config: ModelConfig
+    load_seconds: float
+
+    def cost(self) -> Cost: ...
+    def prefill(self, n: int) -> dict[str, float]: ...
+    def decode(self, context: int, new: int, speculate: bool) -> dict[str, float]: ...
+    def batch(self, requests: int, prompt: int, new: int, mode: str) -> dict[str, float]: ...
+
+
+def tokens(config: ModelConfig, n: int, seed: int = 1) -> list[int]:
+    """Random ids."""
+    return np.random.default_rng(seed).integers(min(3, config.d_vocab - 1), config.d_vocab, n).tolist()
+
+
+class Ouro:
+    """This package."""
+
+    def __init__(self, directory: Path, compute: str, threads: int) -> None:
+        import ouro
+
+        self.model = ouro.load(directory, compute=compute, threads=threads)  # type: ignore[arg-type]
+        self.config, self.load_seconds = self.model.config, self.model.load_seconds
+
+    def cost(self) -> Cost:
+        """From the sizes that the core reports."""
+        info = self.model.info()
+        return Cost.of(self.config, info["layer_bytes"], info["head_bytes"], info["kv_page_bytes"] * self.config.n_steps / 64)
+
+    def prefill(self, n: int) -> dict[str, float]:
+        """A prompt of n tokens up to its first new token."""
+        stats = self.model.generate(tokens(self.config, n), max_new_tokens=1, eos_token_id=[], speculate=False).stats
+        return {"rate": n / stats.prefill_seconds}
+
+    def decode(self, context: int, new: int, speculate: bool) -> dict[str, float]:
+        """`new` greedy tokens behind `context`; the first belongs to the prompt's time."""
+        ids = tokens(self.config, context)
+        s = self.model.generate(ids, max_new_tokens=new + 1, eos_token_id=[], speculate=speculate).stats
+        found = {"rate": new / s.decode_seconds, "prefill_rate": context / s.prefill_seconds, "passes": s.passes}
+        return {**found, "p1": s.p1, "p2": s.p2, "cache_bytes": s.cache_bytes} if speculate else {**found, "cache_bytes": s.cache_bytes}
+
+    def batch(self, requests: int, prompt: int, new: int, mode: str) -> dict[str, float]:
+        """`requests` prompts at once; the rate counts all tokens behind the first of each.
+
+        The time of the prompts is that of the same call with one new token, and is taken off.
+        """
+        prompts = [tokens(self.config, prompt, seed) for seed in range(requests)]
+        options: dict[str, Any] = {"eos_token_id": [], "speculate": mode == "speculate"}
+        if mode.startswith("q="):
+            options["exit_threshold"] = float(mode[2:])
+        times = []
+        for count in (1, new + 1):
+            begin = time.perf_counter()
+            results = self.model.generate(prompts, max_new_tokens=count, **options)
+            times.append(time.perf_counter() - begin)
+        exits = [step for g in results for step in g.exit_steps]
+        return {"rate": requests * new / (times[1] - times[0]), "mean_steps": 1 + float(np.mean(exits)),
+                "prefill_rate": requests * prompt / times[0]}  # fmt: skip
+
+
+class Torch:
+    """The plain PyTorch forward of `ouro.bench.torch_forward`."""
+
+    def __init__(self, directory: Path, compute: str, threads: int) -> None:
+        import torch
+
+        from ouro.bench.torch_forward import Reference
+
+        torch.set_num_threads(threads)
+        begin = time.perf_counter()
+        self.torch, self.wide = torch, compute == "float32"
+        self.model = Reference(directory, torch.float32 if self.wide else torch.bfloat16)
+        self.config, self.load_seconds = self.model.config, time.perf_counter() - begin
+
+    def cost(self) -> Cost:
+        """Of its dtype, cache included."""
+        bits = 32 if self.wide else 16
+        return Cost.of_formats(self.config, bits, bits, bits)
+
+    def prefill(self, n: int) -> dict[str, float]:
+        """One forward over n tokens."""
+        begin = time.perf_counter()
+        self.model.step(self.torch.tensor(tokens(self.config, n)))
+        return {"rate": n / (time.perf_counter() - begin)}
+
+    def decode(self, context: int, new: int, speculate: bool) -> dict[str, float]:
+        """`new` forwards of one token behind `context`."""
+        if speculate:
+            raise ValueError("PyTorch's forward has no speculation")
+        begin = time.perf_counter()
+        cache = self.model.step(self.torch.tensor(tokens(self.config, context)))
+        middle = time.perf_counter()
+        for i in range(new):
+            cache = self.model.step(self.torch.tensor([i % self.config.d_vocab]), cache)
+        return {"rate": new / (time.perf_counter() - middle), "prefill_rate": context / (middle - begin)}
+
+    def batch(self, requests: int, prompt: int, new: int, mode: str) -> dict[str, float]:
+        """Not there."""
+        raise ValueError("PyTorch's forward runs one sequence")
+
+
+def memory() -> dict[str, int]:
+    """Bytes of this process: resident now, and at most so far."""
+    return {"resident": _core.resident_memory(), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def answer(candidate: Candidate, request: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one request."""
+    task = request.pop("task")
+    if task == "memory":
+        return dict(memory())
+    return {"prefill": candidate.prefill, "decode": candidate.decode, "batch": candidate.batch}[task](**request)
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    kind, directory, compute, threads = sys.argv[1:]
+    candidate: Candidate = {"ouro": Ouro, "torch": Torch}[kind](Path(directory), compute, int(threads))
+    loaded = memory()
+    candidate.decode(WARM, 2, False)
+    hello = {"cost": candidate.cost().to_dict(), "load_seconds": candidate.load_seconds, "loaded": loaded}
+    print(json.dumps(hello), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(candidate, json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
