@@ -13,7 +13,7 @@ from ouro import _core
 from ouro.bench.batched import batched_table, run_batched
 from ouro.bench.candidates import Runner, Task, candidates
 from ouro.bench.llama_cpp import VERSION
-from ouro.bench.machine import UNITS, peak_rate, processor, read_rate
+from ouro.bench.machine import LARGEST_READ, UNITS, peak_rate, processor, read_rate
 from ouro.bench.results import Report, Row
 from ouro.config import load_config
 from ouro.hub import resolve
@@ -47,7 +47,8 @@ def _numbers(text: str) -> list[int]:
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The options of `ouro bench`."""
     p.add_argument("-m", "--model", default="ouro-tiny", help="packaged name, directory or hub id (default: %(default)s)")
-    p.add_argument("--compute", type=_list_of(COMPUTES), default=["bfloat16", "int8", "int4"], help="comma separated (default: bfloat16,int8,int4)")
+    p.add_argument("--compute", type=_list_of(COMPUTES), default=["bfloat16", "int8", "int4"], metavar="KIND,...",
+                   help=f"some of {', '.join(COMPUTES)} (default: bfloat16,int8,int4)")  # fmt: skip
     p.add_argument("--threads", type=int, help="for every candidate (default: all processors allowed)")
     p.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that is timed; 0: none (default: %(default)s)")
     p.add_argument("--new", type=int, default=24, help="tokens decoded for a sample; 0: none (default: %(default)s)")
@@ -55,7 +56,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rounds", type=int, default=3, help="turns of each candidate (default: %(default)s)")
     p.add_argument("--speculate", action="store_true", help="decode with speculation over steps too")
     p.add_argument("--against", type=_list_of(RUNTIMES), default=[], metavar="torch,llama.cpp",
-                   help="peers, in turns with ours; llama.cpp is fetched and built once in $OURO_BENCH_CACHE (~/.cache/ouro-bench)")  # fmt: skip
+                   help="peers, in turns with ours; llama.cpp is built once in $OURO_BENCH_CACHE (~/.cache/ouro-bench)")  # fmt: skip
     p.add_argument("--batch", type=_numbers, metavar="N,...", help="instead: so many requests at once, e.g. 1,2,4,8,16")
     p.add_argument("--exit-threshold", type=float, default=0.5, help="q of Q-exit with --batch (default: %(default)s)")
     p.add_argument("--log", type=Path, metavar="FILE", help="add the JSON line to FILE; its rounds of the same settings count too")
@@ -73,14 +74,18 @@ def tasks_of(a: argparse.Namespace) -> list[Task]:
     return found
 
 
-def _turn(runner: Runner, row: Row, tasks: list[Task], threads: int) -> None:
-    """One sample of each task, with the machine's limits beside it."""
-    row.read.append(read_rate(runner.entry.cost.layer_bytes, threads))
-    row.peak.append(peak_rate(runner.entry.unit, threads)[1])
-    for task in tasks:
-        if task.mode != "plain" and runner.entry.runtime != "ouro":
-            continue
-        row.add(task.key, runner.measure(task))
+def _limits(runner: Runner, threads: int) -> tuple[float, float]:
+    return read_rate(runner.entry.cost.layer_bytes, threads), peak_rate(runner.entry.unit, threads)[1]
+
+
+def _turns(task: Task, runners: list[Runner], rows: list[Row], threads: int) -> None:
+    """One sample of a task from each candidate, one directly after the other, limits in between."""
+    for runner, row in zip(runners, rows, strict=True):
+        if task.mode == "plain" or runner.entry.runtime == "ouro":
+            before = _limits(runner, threads)
+            sample = runner.measure(task)
+            after = _limits(runner, threads)
+            row.add(task.key, sample, ((before[0] + after[0]) / 2, (before[1] + after[1]) / 2))
 
 
 def measure(a: argparse.Namespace, directory: Path, threads: int, report: Report) -> list[dict[str, Any]]:
@@ -93,9 +98,9 @@ def measure(a: argparse.Namespace, directory: Path, threads: int, report: Report
                 continue
             rows = [Row(runner.entry) for runner in runners]
             for i in range(a.rounds):
-                for runner, row in zip(runners, rows, strict=True):
-                    print(f"round {i + 1} of {a.rounds}: {runner.entry.name}", file=sys.stderr, flush=True)
-                    _turn(runner, row, tasks_of(a), threads)
+                for task in tasks_of(a):
+                    print(f"{compute}, round {i + 1} of {a.rounds}: {task.key}", file=sys.stderr, flush=True)
+                    _turns(task, runners, rows, threads)
             report.rows += rows
     return batched
 
@@ -118,7 +123,8 @@ def new_report(a: argparse.Namespace, directory: Path, threads: int) -> Report:
     """Everything but the rows."""
     c = load_config(directory)
     peaks = {name: dict(zip(("instruction", "rate"), peak_rate(name, threads), strict=True)) for name in UNITS}
-    machine = {"processor": processor(), "features": _core.cpu_features(), "threads": threads, "read": read_rate(1 << 30, threads), "peak": peaks}
+    read = read_rate(LARGEST_READ, threads)
+    machine = {"processor": processor(), "features": _core.cpu_features(), "threads": threads, "read": read, "peak": peaks}
     names = ("n_layers", "n_steps", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp", "d_vocab", "n_params")
     model = {"name": directory.name, **{name: getattr(c, name) for name in names}}
     settings = {"prompt": a.prompt, "new": a.new, "context": a.context, "speculate": a.speculate, "threads": threads}

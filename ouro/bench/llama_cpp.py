@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from ouro.bench.errors import PeerError
 from ouro.bench.gguf_file import write_gguf
+from ouro.bench.machine import peak_memory
 
 VERSION = "0.3.36"  # of llama-cpp-python
 PROGRAMS = ("llama-bench", "llama-batched-bench", "llama-quantize")
@@ -32,7 +34,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OURO_BENCH_CACHE") or Path.home() / ".cache" / "ouro-bench")
 
 
-def _run(command: Sequence[str | Path], what: str) -> tuple[str, int]:
+def _run(command: Sequence[object], what: str) -> tuple[str, int]:
     """Standard output of a command and its largest resident size; PeerError with the end of what it said when it fails."""
     words = [str(word) for word in command]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -40,15 +42,20 @@ def _run(command: Sequence[str | Path], what: str) -> tuple[str, int]:
             process = subprocess.Popen(words, stdout=out, stderr=err)
         except FileNotFoundError:
             raise PeerError(f"{what}: {words[0]} is not installed") from None
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        peak = 0
+        try:
+            while process.poll() is None:
+                peak = max(peak, peak_memory(process.pid))
+                time.sleep(0.05)
+        finally:
+            process.kill()
         texts = []
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
     if process.returncode:
         raise PeerError(f"{what} failed ({' '.join(words)}): {(texts[1] or texts[0]).strip()[-600:]}")
-    return texts[0], usage.ru_maxrss * 1024
+    return texts[0], peak
 
 
 def _fetch(to: Path) -> Path:

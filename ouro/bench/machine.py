@@ -37,3 +37,14 @@ def processor() -> str:
     except OSError:
         pass
     return platform.machine()
+
+
+def peak_memory(pid: int | str = "self") -> int:
+    """Most bytes a process had resident since its program began; 0 when the system does not tell."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -27,27 +27,27 @@ class Row:
     ----------
     rates
         Tokens per second by task key ("prefill@512", "decode@32"), one per round.
-    read, peak
-        Bytes and operations per second of the machine, measured beside each round.
+    limits
+        (bytes, operations) per second of the machine by task key, measured before and after each of those samples.
     details
         The other numbers of the last sample by task key: p1, p2, passes.
     """
 
     entry: Entry
     rates: dict[str, list[float]] = field(default_factory=dict)
-    read: list[float] = field(default_factory=list)
-    peak: list[float] = field(default_factory=list)
+    limits: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     details: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def add(self, key: str, sample: dict[str, float]) -> None:
-        """Keep one sample."""
+    def add(self, key: str, sample: dict[str, float], limits: tuple[float, float]) -> None:
+        """Keep one sample and the limits beside it."""
         self.rates.setdefault(key, []).append(sample["rate"])
+        self.limits.setdefault(key, []).append(limits)
         self.details[key] = {name: value for name, value in sample.items() if name != "rate" and value == value}
 
     def bounds(self, key: str) -> list[float]:
         """Tokens per second at most, by round."""
         kind, n = split_key(key)
-        return [self.entry.cost.bound(kind, n, read, peak) for read, peak in zip(self.read, self.peak, strict=True)]
+        return [self.entry.cost.bound(kind, n, read, peak) for read, peak in self.limits[key]]
 
     def share(self, key: str) -> float:
         """Median over rounds of what was reached of the bound."""
@@ -56,22 +56,23 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """For the JSON line."""
         figures = {
-            key: {"median": median(rates), "rates": rates, "bound": median(self.bounds(key)), "share": self.share(key),
-                  "intensity": self.entry.cost.intensity(*split_key(key)), **self.details.get(key, {})}
+            key: {"median": median(rates), "bound": median(self.bounds(key)), "share": self.share(key), "rates": rates,
+                  "limits": self.limits[key], "intensity": self.entry.cost.intensity(*split_key(key)), **self.details.get(key, {})}
             for key, rates in self.rates.items()
         }  # fmt: skip
         e = self.entry
         return {"runtime": e.runtime, "compute": e.compute, "unit": e.unit, "cost": e.cost.to_dict(), "load_seconds": e.load_seconds,
-                "memory": e.memory, "read": self.read, "peak": self.peak, "figures": figures}  # fmt: skip
+                "memory": e.memory, "figures": figures}  # fmt: skip
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Row:
         """The inverse."""
         entry = Entry(found["runtime"], found["compute"], found["unit"], Cost(**found["cost"]), found["load_seconds"], found["memory"])
-        derived = {"median", "rates", "bound", "share", "intensity"}
+        derived = {"median", "rates", "limits", "bound", "share", "intensity"}
+        limits = {key: [(read, peak) for read, peak in figure["limits"]] for key, figure in found["figures"].items()}
         rates = {key: figure["rates"] for key, figure in found["figures"].items()}
         details = {key: {k: v for k, v in figure.items() if k not in derived} for key, figure in found["figures"].items()}
-        return cls(entry, rates, found["read"], found["peak"], details)
+        return cls(entry, rates, limits, details)
 
 
 def split_key(key: str) -> tuple[str, int]:
@@ -91,7 +92,8 @@ def merge(rows: Iterable[Row]) -> list[Row]:
         rates = {key: before.rates[key] + row.rates[key] for key in row.rates}
         memory = {key: max(value, before.entry.memory.get(key, 0)) for key, value in row.entry.memory.items()}
         row.entry.memory = memory
-        found[row.entry.name] = Row(row.entry, rates, before.read + row.read, before.peak + row.peak, row.details)
+        limits = {key: before.limits[key] + row.limits[key] for key in row.rates}
+        found[row.entry.name] = Row(row.entry, rates, limits, row.details)
     return list(found.values())
 
 
@@ -156,7 +158,7 @@ class Report:
         return "\n".join(lines)
 
     def _head(self) -> list[str]:
-        m, rounds = self.machine, max((len(row.read) for row in self.rows), default=0)
+        m, rounds = self.machine, max((len(rates) for row in self.rows for rates in row.rates.values()), default=0)
         units = ", ".join(f"{name} {u['rate'] / 1e9:.0f} ({u['instruction']})" for name, u in m["peak"].items())
         return [
             f"machine  {m['processor']}, {m['threads']} threads; plain read {m['read'] / 1e9:.1f} GB/s; peak in Gop/s: {units}",
@@ -166,11 +168,15 @@ class Report:
         ]
 
 
+def _short(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 1000 else f"{rate:.1f}" if rate >= 100 else f"{rate:.2f}"
+
+
 def _line(row: Row, keys: Sequence[str]) -> str:
     text = f"{row.entry.name:28}"
     for key in keys:
         if key in row.rates:
-            text += f"{median(row.rates[key]):13.2f}{median(row.bounds(key)):8.2f}{row.share(key):6.2f}"
+            text += f"{_short(median(row.rates[key])):>12} {_short(median(row.bounds(key))):>7}{row.share(key):7.2f}"
         else:
             text += " " * 27
     memory = [row.entry.memory.get(name) for name in ("resident", "peak")]

@@ -7,7 +7,6 @@ standard input and output; the first line it writes tells the candidate's cost a
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from ouro import _core
 from ouro.bench.bounds import Cost
+from ouro.bench.machine import peak_memory
 from ouro.config import ModelConfig
 
 WARM = 8  # tokens of a first run, which makes threads and touches pages
@@ -36,7 +36,7 @@ class Candidate(Protocol):
 
 def tokens(config: ModelConfig, n: int, seed: int = 1) -> list[int]:
     """Random ids."""
-    return np.random.default_rng(seed).integers(min(3, config.d_vocab - 1), config.d_vocab, n).tolist()
+    return [int(i) for i in np.random.default_rng(seed).integers(min(3, config.d_vocab - 1), config.d_vocab, n)]
 
 
 class Ouro:
@@ -74,7 +74,8 @@ class Ouro:
         options: dict[str, Any] = {"eos_token_id": [], "speculate": mode == "speculate"}
         if mode.startswith("q="):
             options["exit_threshold"] = float(mode[2:])
-        times = []
+        times: list[float] = []
+        results: Any = []
         for count in (1, new + 1):
             begin = time.perf_counter()
             results = self.model.generate(prompts, max_new_tokens=count, **options)
@@ -127,21 +128,24 @@ class Torch:
 
 def memory() -> dict[str, int]:
     """Bytes of this process: resident now, and at most so far."""
-    return {"resident": _core.resident_memory(), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"resident": _core.resident_memory(), "peak": peak_memory()}
 
 
 def answer(candidate: Candidate, request: dict[str, Any]) -> dict[str, Any]:
     """Carry out one request."""
     task = request.pop("task")
-    if task == "memory":
-        return dict(memory())
-    return {"prefill": candidate.prefill, "decode": candidate.decode, "batch": candidate.batch}[task](**request)
+    if task == "prefill":
+        return dict(candidate.prefill(**request))
+    if task == "decode":
+        return dict(candidate.decode(**request))
+    return dict(candidate.batch(**request)) if task == "batch" else dict(memory())
 
 
 def main() -> None:
     """Serve requests until standard input ends."""
     kind, directory, compute, threads = sys.argv[1:]
-    candidate: Candidate = {"ouro": Ouro, "torch": Torch}[kind](Path(directory), compute, int(threads))
+    make = Ouro if kind == "ouro" else Torch
+    candidate: Candidate = make(Path(directory), compute, int(threads))
     loaded = memory()
     candidate.decode(WARM, 2, False)
     hello = {"cost": candidate.cost().to_dict(), "load_seconds": candidate.load_seconds, "loaded": loaded}
