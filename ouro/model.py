@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ouro import _core
 from ouro.chat import ChatTemplate, Message
+from ouro.checkpoint.schema import core_tensor, expected_shapes
 from ouro.config import ModelConfig
 from ouro.errors import ContextLengthError
 from ouro.generation import (
@@ -241,6 +243,37 @@ class Model:
         s = self._settings(chat=True, arguments={"max_new_tokens": max_new_tokens, **arguments})
         ids = self.to_tokens(self.chat_prompt(messages, enable_thinking=enable_thinking))
         return (piece for _, piece, _ in self._loop(ids, 1, s) if piece)
+
+    def weight(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """A tensor of the checkpoint as the model multiplies with it, dequantised.
+
+        Parameters
+        ----------
+        name
+            As in the checkpoint, e.g. "model.layers.0.self_attn.q_proj.weight" or "lm_head.weight" (the embedding when tied).
+        rows
+            Only these rows; of a matrix, with step 1.
+
+        Returns
+        -------
+        array [rows, cols] or [cols], float32
+
+        Raises
+        ------
+        KeyError
+            For a name that the model has not; names near matches.
+        """
+        shapes = expected_shapes(self.config)
+        shapes.setdefault("lm_head.weight", shapes["model.embed_tokens.weight"])
+        if name not in shapes:
+            near = difflib.get_close_matches(name, shapes, 3)
+            raise KeyError(f"no tensor {name!r}{f'; near: {near}' if near else ''}")
+        shape = shapes[name]
+        begin, end, step = (rows or slice(None)).indices(shape[0] if len(shape) == 2 else 1)
+        if step != 1:
+            raise ValueError(f"rows are {rows}, expected a slice with step 1")
+        found = self._core.weight(*core_tensor(name), begin, max(end - begin, 0))
+        return found if len(shape) == 2 else found[0]
 
     def save_packed(self, path: str | Path) -> None:
         """Write the packed weights as one file that C programs load (csrc/include/ouro.h, docs/packed.md)."""

@@ -64,6 +64,8 @@ void ouro_model_free(ouro_model *m);
  * tensors that no layer owns. Different rows may be put by different threads at the same time. */
 int ouro_model_put(ouro_model *m, ouro_tensor tensor, int layer, ouro_dtype dtype, int row0, int n_rows,
                    const void *data);
+/* The same rows back, as they are stored (dequantised): out [n_rows][cols] f32. A tied head is the embedding. */
+int ouro_model_get(const ouro_model *m, ouro_tensor tensor, int layer, int row0, int n_rows, float *out);
 /* Checks that every row of every tensor was put exactly as often as expected; the model is usable from here on. */
 int ouro_model_finish(ouro_model *m);
 

@@ -194,21 +194,30 @@ static ouro_matrix *slot_of(ouro_model *m, ouro_tensor tensor, int layer, int ro
     }
 }
 
+/* What both directions ask: the tensor exists, and so do the rows. */
+static int check_rows(const ouro_model *m, ouro_tensor tensor, int layer, int row0, int n_rows, int *cols)
+{
+    int rows;
+    if ((unsigned)tensor >= OURO_N_TENSORS) return ouro_fail(OURO_ERR_ARGUMENT, "unknown tensor %d", (int)tensor);
+    ouro_tensor_shape(&m->config, tensor, &rows, cols);
+    if (layer < 0 || layer >= m->config.n_layers || row0 < 0 || n_rows < 0 || row0 > rows - n_rows)
+        return ouro_fail(OURO_ERR_SHAPE, "%s: layer %d rows %d..%d are outside of %d layers of %d rows",
+                         names[tensor], layer, row0, row0 + n_rows, (int)m->config.n_layers, rows);
+    return OURO_OK;
+}
+
 int ouro_model_put(ouro_model *m, ouro_tensor tensor, int layer, ouro_dtype dtype, int row0, int n_rows,
                    const void *data)
 {
+    int cols;
     if (!m || !data) return ouro_fail(OURO_ERR_ARGUMENT, "model and data must not be NULL");
-    if ((unsigned)tensor >= OURO_N_TENSORS || (unsigned)dtype > OURO_DT_F32)
-        return ouro_fail(OURO_ERR_ARGUMENT, "unknown tensor %d or dtype %d", (int)tensor, (int)dtype);
+    if ((unsigned)dtype > OURO_DT_F32) return ouro_fail(OURO_ERR_ARGUMENT, "unknown dtype %d", (int)dtype);
     if (m->ready) return ouro_fail(OURO_ERR_STATE, "the model is finished; its weights can not change");
     if (tensor == OURO_T_HEAD && m->config.tied)
         return ouro_fail(OURO_ERR_ARGUMENT, "a tied model has no separate head");
     if (tensor < OURO_T_Q) layer = 0;
-    int rows, cols;
-    ouro_tensor_shape(&m->config, tensor, &rows, &cols);
-    if (layer < 0 || layer >= m->config.n_layers || row0 < 0 || n_rows < 0 || row0 > rows - n_rows)
-        return ouro_fail(OURO_ERR_SHAPE, "%s: layer %d rows %d..%d are outside of %d layers of %d rows",
-                         names[tensor], layer, row0, row0 + n_rows, (int)m->config.n_layers, rows);
+    int status = check_rows(m, tensor, layer, row0, n_rows, &cols);
+    if (status != OURO_OK) return status;
     size_t stride = (size_t)cols * ouro_dtype_size(dtype);
     for (int i = 0; i < n_rows; i++) {
         const uint8_t *src = (const uint8_t *)data + (size_t)i * stride;
@@ -221,6 +230,28 @@ int ouro_model_put(ouro_model *m, ouro_tensor tensor, int layer, ouro_dtype dtyp
         ouro_matrix_put_row(w, slot, dtype, src);
     }
     atomic_fetch_add(&m->rows_seen[counter_of(tensor, layer)], n_rows);
+    return OURO_OK;
+}
+
+int ouro_model_get(const ouro_model *m, ouro_tensor tensor, int layer, int row0, int n_rows, float *out)
+{
+    int cols;
+    if (!m || !out) return ouro_fail(OURO_ERR_ARGUMENT, "model and out must not be NULL");
+    if (!m->ready) return ouro_fail(OURO_ERR_STATE, "the model's weights are not complete");
+    if (tensor < OURO_T_Q) layer = 0;
+    int status = check_rows(m, tensor, layer, row0, n_rows, &cols);
+    if (status != OURO_OK) return status;
+    if (tensor == OURO_T_HEAD && m->config.tied) tensor = OURO_T_EMBED;
+    ouro_model *place = (ouro_model *)(uintptr_t)m;            /* only to find where a row lies */
+    for (int i = 0; i < n_rows; i++) {
+        if (is_vector(tensor)) {
+            memcpy(out, vector_of(place, tensor, layer), (size_t)cols * sizeof *out);
+            continue;
+        }
+        int slot;
+        ouro_matrix *w = slot_of(place, tensor, layer, row0 + i, &slot);
+        ouro_matrix_get_row(w, slot, out + (size_t)i * (size_t)cols);
+    }
     return OURO_OK;
 }
 

@@ -120,6 +120,24 @@ static PyObject *model_finish(PyObject *o, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* weight(tensor, layer, row0, n_rows) -> [n_rows, cols] */
+static PyObject *model_weight(PyObject *o, PyObject *args)
+{
+    model_object *self = (model_object *)o;
+    int tensor, layer, row0, n_rows, rows, cols;
+    if (!PyArg_ParseTuple(args, "iiii", &tensor, &layer, &row0, &n_rows)) return NULL;
+    if ((unsigned)tensor >= OURO_N_TENSORS || n_rows < 0)
+        return PyErr_Format(PyExc_ValueError, "tensor %d, %d rows: no such tensor or number", tensor, n_rows);
+    ouro_tensor_shape(&self->model->config, (ouro_tensor)tensor, &rows, &cols);
+    npy_intp shape[2] = {n_rows <= rows ? n_rows : 0, cols};
+    PyObject *array = ouro_new_floats(2, shape, 0);
+    if (!array) return NULL;
+    int status = ouro_model_get(self->model, (ouro_tensor)tensor, layer, row0, n_rows, PyArray_DATA((PyArrayObject *)array));
+    if (status == OURO_OK) return array;
+    Py_DECREF(array);
+    return ouro_raise(status);
+}
+
 /* ---- traces ------------------------------------------------------------------------------------------------------ */
 
 /* Borrowed pointers and lengths of a sequence of int32 arrays; the arrays are kept by `owners` (a list). */
@@ -299,6 +317,8 @@ static PyObject *model_info(PyObject *o, PyObject *unused)
 static PyMethodDef methods[] = {
     {"put", model_put, METH_VARARGS, "put($self, tensor, layer, dtype, row0, data, /)\n--\n\nPacks whole rows of one tensor."},
     {"finish", model_finish, METH_VARARGS, "finish($self, threads, kv_dtype, blas=None, /)\n--\n\nChecks that all weights came; readies the model."},
+    {"weight", model_weight, METH_VARARGS,
+     "weight($self, tensor, layer, row0, n_rows, /)\n--\n\nRows of one tensor as they are stored, float32."},
     {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, /)\n--\n\nStates, gate logits and logits by step."},
     {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
     {"save", model_save, METH_O, "save($self, path, /)\n--\n\nWrites the packed weights as a file for the C API."},
