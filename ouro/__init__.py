@@ -18,15 +18,15 @@ from ouro.model import Model, load
 from ouro.trace import Trace
 
 if TYPE_CHECKING:
-    from ouro import plots, views
+    from ouro import measures, plots, views
 
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError", "ContextLengthError", "Generation", "LabelledArray", "LabelledSet", "MemoryLimitError", "Model",
-    "ModelConfig", "OuroError", "Trace", "UnsupportedError", "exits", "load", "plots", "views",
+    "ModelConfig", "OuroError", "Trace", "UnsupportedError", "exits", "load", "measures", "plots", "views",
 ]  # fmt: skip
 
-_ON_DEMAND = frozenset({"plots", "views"})  # imported when first asked for: `import ouro` stays light
+_ON_DEMAND = frozenset({"measures", "plots", "views"})  # imported when first asked for: `import ouro` stays light
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,11 @@ apart.
 """
 
 from ouro.plots.array import plot_array
+from ouro.plots.drift import plot_by_step, plot_depth, plot_drift, plot_flips, plot_rank, plot_step_matrix
+from ouro.plots.exits import plot_exit_pdf, plot_pareto
 from ouro.plots.steps import plot_steps
 
-__all__ = ["plot_array", "plot_steps"]
+__all__ = [
+    "plot_array", "plot_by_step", "plot_depth", "plot_drift", "plot_exit_pdf", "plot_flips", "plot_pareto", "plot_rank",
+    "plot_step_matrix", "plot_steps",
+]  # fmt: skip
