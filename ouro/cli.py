@@ -15,6 +15,7 @@ from ouro import _core
 from ouro.bench import command as bench_command
 from ouro.errors import OuroError
 from ouro.extras import did_you_mean
+from ouro.generation import KV_POLICIES
 from ouro.model import Model
 from ouro.trace import Trace
 
@@ -61,6 +62,8 @@ def _sampling_arguments(p: argparse.ArgumentParser, new_tokens: int) -> None:
     p.add_argument("--n-steps", type=int, help="recurrent steps to run (default: as trained)")
     p.add_argument("--exit-at-step", type=int, help="leave every token after this step (0-based)")
     p.add_argument("--exit-threshold", type=float, help="q of Q-exit")
+    p.add_argument("--kv-policy", choices=KV_POLICIES, default="full",
+                   help="keys and values that new tokens leave; all but full are approximations (default: %(default)s)")  # fmt: skip
 
 
 def _load(a: argparse.Namespace) -> Model:
@@ -69,7 +72,7 @@ def _load(a: argparse.Namespace) -> Model:
 
 def _sampling(a: argparse.Namespace) -> dict[str, Any]:
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "n_steps",
-             "exit_at_step", "exit_threshold")  # fmt: skip
+             "exit_at_step", "exit_threshold", "kv_policy")  # fmt: skip
     return {name: getattr(a, name) for name in names}
 
 

@@ -20,6 +20,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 FINISH: dict[int, FinishReason] = {1: "stop", 2: "length", 3: "cancelled"}
 FAILED = 4
 NO_EXIT = ExitRule(0.0)
+KVPolicy = Literal["full", "last_step", "average", "first_step", "last_exited"]
+KV_POLICIES: tuple[KVPolicy, ...] = ("full", "last_step", "average", "first_step", "last_exited")  # as in csrc/engine/policy.h
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class GenerationArguments(TypedDict, total=False):
     seed: int | None
     logprobs: int | None
     speculate: bool | Literal["auto"]
+    kv_policy: KVPolicy
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Settings:
     n_top: int
     want_top: bool
     speculate: int
+    kv_policy: int
 
 
 def settings(
@@ -150,6 +154,7 @@ def settings(
     seed: int | None = None,
     logprobs: int | None = None,
     speculate: bool | Literal["auto"] = "auto",
+    kv_policy: KVPolicy = "full",
 ) -> Settings:
     """Check what contradicts itself; ranges are checked by the core."""
     asked = {"exit_at_step": exit_at_step is not None, "exit_threshold": exit_threshold is not None,
@@ -166,6 +171,8 @@ def settings(
         raise TypeError(f"exit_rule is {exit_rule!r}, expected a rule of ouro.exits")
     if speculate not in (True, False, "auto"):
         raise ValueError(f"speculate is {speculate!r}, expected True, False or 'auto'")
+    if kv_policy not in KV_POLICIES:
+        raise ValueError(f"kv_policy is {kv_policy!r}, expected one of {', '.join(KV_POLICIES)}")
     if seed is not None and not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
@@ -178,6 +185,7 @@ def settings(
         min_p=min_p, repetition_penalty=repetition_penalty, stop=strings, stop_ids=tuple(ids),
         seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed, n_top=logprobs or 0,
         want_top=logprobs is not None, speculate={False: 0, True: 1, "auto": 2}[speculate],
+        kv_policy=KV_POLICIES.index(kv_policy),
     )  # fmt: skip
 
 
@@ -263,6 +271,7 @@ class GenerationLoop:
             rule.threshold, rule.min_steps, rule.delay, rule.rule if isinstance(rule, CustomExit) else None,
             s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed, stream,
             np.asarray(s.stop_ids, np.int32), s.n_top, s.speculate,
+            s.kv_policy,
         )  # fmt: skip
         self._running[request] = _Running(index, prompt, s, self._tokenizer)
 

@@ -192,6 +192,11 @@ class Model:
             k: report the k most likely tokens at each place.
         speculate
             Guess ahead from early readouts: "auto" (default), True or False. Never changes a result.
+        kv_policy
+            Which keys and values a new token leaves to later ones: "full" (those of every step, the default and exact), or
+            an approximation that keeps those of one step ("last_step", "average", "first_step": a quarter of the memory
+            at four steps) or lets the exit step stand in for deeper ones ("last_exited"). The prompt always runs in
+            full. See docs/cache-policies.md.
 
         Returns
         -------

@@ -13,6 +13,14 @@ ouro_event *ouro_add_event(ouro_engine *e, const ouro_event *from)
     return &e->events[e->n_events++];
 }
 
+void ouro_rest_request(ouro_engine *e, ouro_request *r)
+{
+    if (ouro_request_unfolded(r)) return;
+    size_t rest = ouro_policy_rest_bytes(r->policy, &e->ws->kv, r->n_prompt + r->params.max_new_tokens, r->depth);
+    e->reserved -= r->reserved - rest;
+    r->reserved = rest;
+}
+
 void ouro_remove_request(ouro_engine *e, ouro_request *r)
 {
     for (ouro_request **at = &e->requests; *at; at = &(*at)->next)
@@ -55,6 +63,11 @@ static int check_params(const ouro_engine *e, const int32_t *tokens, int n, cons
         return ouro_fail(OURO_ERR_ARGUMENT, "logprobs is %d, expected 0 to %d", p->n_top,
                          c->d_vocab < OURO_MAX_TOP ? (int)c->d_vocab : OURO_MAX_TOP);
     if (p->n_stop_ids < 0 || (p->n_stop_ids && !p->stop_ids)) return ouro_fail(OURO_ERR_ARGUMENT, "stop_ids is NULL");
+    if ((unsigned)p->kv_policy >= OURO_N_POLICIES)
+        return ouro_fail(OURO_ERR_ARGUMENT, "unknown kv_policy %d", (int)p->kv_policy);
+    if (ouro_policy_waits(p->kv_policy) && p->speculate == OURO_SPECULATE_ON)
+        return ouro_fail(OURO_ERR_ARGUMENT, "speculation is not possible under a kv_policy whose entries are known only "
+                                            "after a token's last step");
     int status = ouro_exit_check(&p->exit);
     return status == OURO_OK ? ouro_sampling_check(&p->sampling) : status;
 }

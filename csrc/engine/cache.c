@@ -49,7 +49,7 @@ size_t ouro_cache_bytes(const ouro_kv_layout *y, int n, int n_steps)
 
 int ouro_sequence_init(ouro_sequence *s, ouro_page_budget *b, int n_steps, const int32_t *tokens, int n)
 {
-    *s = (ouro_sequence){.budget = b, .n_steps = n_steps, .token_capacity = n + 64};
+    *s = (ouro_sequence){.budget = b, .n_rows = n_steps, .token_capacity = n + 64};
     s->tokens = malloc((size_t)s->token_capacity * sizeof *s->tokens);
     if (!s->tokens) return ouro_fail(OURO_ERR_MEMORY, "no memory for %d tokens", n);
     memcpy(s->tokens, tokens, (size_t)n * sizeof *tokens);
@@ -59,7 +59,7 @@ int ouro_sequence_init(ouro_sequence *s, ouro_page_budget *b, int n_steps, const
 
 void ouro_sequence_fini(ouro_sequence *s)
 {
-    for (int t = 0; t < s->n_steps && s->page; t++)
+    for (int t = 0; t < s->n_rows && s->page; t++)
         for (int b = 0; b < s->n_blocks; b++)
             ouro_page_release(s->budget, s->page[(size_t)t * (size_t)s->block_capacity + (size_t)b]);
     free(s->page);
@@ -71,7 +71,7 @@ void ouro_sequence_fini(ouro_sequence *s)
 /* Room for more page pointers; the pages stay where they are. */
 static int widen(ouro_sequence *s, int capacity)
 {
-    size_t n = (size_t)s->n_steps * (size_t)capacity;
+    size_t n = (size_t)s->n_rows * (size_t)capacity;
     ouro_page **page = calloc(n, sizeof *page);
     uint8_t **data = calloc(n, sizeof *data);
     if (!page || !data) {
@@ -79,7 +79,7 @@ static int widen(ouro_sequence *s, int capacity)
         free(data);
         return ouro_fail(OURO_ERR_MEMORY, "no memory for a table of %zu pages", n);
     }
-    for (int t = 0; t < s->n_steps && s->page; t++) {
+    for (int t = 0; t < s->n_rows && s->page; t++) {
         size_t from = (size_t)t * (size_t)s->block_capacity, to = (size_t)t * (size_t)capacity;
         memcpy(page + to, s->page + from, (size_t)s->n_blocks * sizeof *page);
         memcpy(data + to, s->data + from, (size_t)s->n_blocks * sizeof *data);
@@ -94,7 +94,7 @@ static int widen(ouro_sequence *s, int capacity)
 
 static int add_block(ouro_sequence *s)
 {
-    for (int t = 0; t < s->n_steps; t++) {
+    for (int t = 0; t < s->n_rows; t++) {
         ouro_page *p = ouro_page_new(s->budget);
         if (!p) {
             while (t-- > 0) ouro_page_release(s->budget, s->page[(size_t)t * (size_t)s->block_capacity + (size_t)s->n_blocks]);
@@ -126,6 +126,39 @@ int ouro_sequence_reserve(ouro_sequence *s, int n)
     if (blocks > s->block_capacity) status = widen(s, blocks > 2 * s->block_capacity ? blocks : 2 * s->block_capacity);
     while (status == OURO_OK && s->n_blocks < blocks) status = add_block(s);
     return status;
+}
+
+void ouro_sequence_keep_row(ouro_sequence *s, int row)
+{
+    for (int t = 0; t < s->n_rows; t++)
+        for (int b = 0; t != row && b < s->n_blocks; b++)
+            ouro_page_release(s->budget, s->page[(size_t)t * (size_t)s->block_capacity + (size_t)b]);
+    size_t from = (size_t)row * (size_t)s->block_capacity;
+    memmove(s->page, s->page + from, (size_t)s->n_blocks * sizeof *s->page);
+    memmove(s->data, s->data + from, (size_t)s->n_blocks * sizeof *s->data);
+    s->n_rows = 1;
+}
+
+int ouro_sequence_own(ouro_sequence *s, int row, int block)
+{
+    size_t at = (size_t)row * (size_t)s->block_capacity + (size_t)block;
+    if (s->page[at]->refs == 1) return OURO_OK;
+    ouro_page *p = ouro_page_new(s->budget);
+    if (!p) return OURO_ERR_MEMORY;
+    ouro_page_release(s->budget, s->page[at]);
+    s->page[at] = p;
+    s->data[at] = p->data;
+    return OURO_OK;
+}
+
+void ouro_sequence_put(ouro_sequence *s, int step, int pos, const uint8_t *side)
+{
+    const ouro_kv_layout *y = s->budget->layout;
+    uint8_t *page = ouro_sequence_pages(s, step)[pos / OURO_BLOCK];
+    for (int l = 0; l < y->n_layers; l++)
+        for (int h = 0; h < y->n_kv_heads; h++)
+            ouro_side_to_block(y, ouro_kv_block(y, page, l, h), pos % OURO_BLOCK, ouro_side_row(y, side, l, h, 0),
+                               ouro_side_row(y, side, l, h, 1));
 }
 
 int ouro_sequence_append(ouro_sequence *s, int32_t token)

@@ -2,6 +2,7 @@
  *
  * One page is 64 positions of one step (kv.h). A sequence has a row of pages for every step it runs; rows grow a page at
  * a time and nothing is ever copied. Pages are counted references, so sequences with the same beginning can share them.
+ * A cache policy (policy.h) may leave one row that serves all steps.
  */
 #ifndef OURO_ENGINE_CACHE_H
 #define OURO_ENGINE_CACHE_H
@@ -25,9 +26,9 @@ typedef struct ouro_page {
 
 typedef struct ouro_sequence {
     ouro_page_budget *budget;
-    int n_steps;                     /* rows of pages */
+    int n_rows;                      /* rows of pages: one per step, or one that serves all */
     int n_blocks, block_capacity;    /* pages in each row */
-    ouro_page **page;                /* [n_steps][block_capacity] */
+    ouro_page **page;                /* [n_rows][block_capacity] */
     uint8_t **data;                  /* the same, the bare pointers that lanes read */
     int32_t *tokens;                 /* [token_capacity], n_tokens in use */
     int n_tokens, token_capacity;
@@ -43,10 +44,18 @@ void ouro_sequence_fini(ouro_sequence *s);
 int ouro_sequence_reserve(ouro_sequence *s, int n);
 int ouro_sequence_append(ouro_sequence *s, int32_t token);
 
+/* The pages that lanes of `step` read, [n_blocks]. */
 static inline uint8_t *const *ouro_sequence_pages(const ouro_sequence *s, int step)
 {
-    return (uint8_t *const *)(s->data + (size_t)step * (size_t)s->block_capacity);
+    return (uint8_t *const *)(s->data + (s->n_rows > 1 ? (size_t)step * (size_t)s->block_capacity : 0));
 }
+
+/* Releases all rows but one, which serves every step from here on. */
+void ouro_sequence_keep_row(ouro_sequence *s, int row);
+/* Makes page `block` of a row this sequence's own, by an empty new one when it is shared. */
+int ouro_sequence_own(ouro_sequence *s, int row, int block);
+/* A side row (kv.h, all layers) to position `pos` of the pages of `step`. */
+void ouro_sequence_put(ouro_sequence *s, int step, int pos, const uint8_t *side);
 
 /* Bytes of pages for n positions at n_steps steps. */
 size_t ouro_cache_bytes(const ouro_kv_layout *y, int n, int n_steps);

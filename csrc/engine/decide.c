@@ -93,6 +93,7 @@ static void decide(ouro_engine *e, ouro_request *r, ouro_node *n, const float *l
     ouro_top_k(logits, e->ws->model->config.d_vocab, v->n_top, v->top_ids, v->top_logprobs);
     for (int i = 0; i < v->n_top; i++) v->top_logprobs[i] = (float)((double)v->top_logprobs[i] - log_z);
     memcpy(v->exit_pdf, n->exit_pdf, sizeof v->exit_pdf);
+    ouro_node_stop(r, n);
 }
 
 static double log_z_of(const ouro_engine *e, const float *z)

@@ -101,6 +101,8 @@ static bool settle_lead(ouro_engine *e, ouro_request *r)
         ouro_remove_request(e, r);
         return false;
     }
+    if (status == OURO_OK) status = ouro_node_leave(r, old);
+    ouro_rest_request(e, r);
     ouro_node *next = ouro_node_child(r, old, v->token);
     if (next) {
         ouro_node_commit(r, next);
@@ -131,7 +133,7 @@ static void settle_request(ouro_engine *e, ouro_request *r, double seconds)
         ouro_end_request(e, r, OURO_FINISH_FAILED, OURO_ERR_STATE);
         return;
     }
-    while (r->lead && r->lead->decided) {
+    while (r->lead && r->lead->decided && !(ouro_request_unfolded(r) && (r->lead->step < r->depth || r->chunk.n))) {
         if (!settle_lead(e, r)) return;
         if (r->produced > 1) ouro_keep_pace(e->ws->model, r, r->since_token);
         r->since_token = 0;

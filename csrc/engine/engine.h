@@ -12,12 +12,16 @@
  * Speculation over steps ("wavefront"): a token that is still on its way may already have successors, guessed from its
  * early readouts. They run ahead with keys and values outside the pages; when the token is decided the successor that
  * was guessed right becomes real and the others are dropped.
+ *
+ * Both are exact under kv_policy full. Another policy (policy.h) changes what a new token leaves in the cache; results are
+ * then exact relative to that policy, whatever shares the passes.
  */
 #ifndef OURO_ENGINE_ENGINE_H
 #define OURO_ENGINE_ENGINE_H
 
 #include "engine/cache.h"
 #include "engine/exit.h"
+#include "engine/policy.h"
 #include "engine/sampling.h"
 #include "model/workspace.h"
 
@@ -31,6 +35,7 @@ typedef struct ouro_request_params {
     int exit_at_step;                /* 0-based: every token leaves after this step, deeper ones never run; -1: off */
     int weighted_exit;               /* 1: logits averaged over steps with the exit distribution */
     ouro_exit_rule exit;
+    ouro_kv_policy kv_policy;
     ouro_sampling sampling;
     const int32_t *stop_ids;         /* [n_stop_ids], copied */
     int n_stop_ids;

@@ -45,6 +45,8 @@ int ouro_grow(void *at, int *capacity, int n, size_t element);
 void ouro_admit(ouro_engine *e);
 /* A copy of an event in the engine's list, NULL when memory is out. */
 ouro_event *ouro_add_event(ouro_engine *e, const ouro_event *from);
+/* A folded request gives back what it had set aside for its prompt. */
+void ouro_rest_request(ouro_engine *e, ouro_request *r);
 /* Frees a request; with a last event. */
 void ouro_remove_request(ouro_engine *e, ouro_request *r);
 void ouro_end_request(ouro_engine *e, ouro_request *r, ouro_finish finish, int status);

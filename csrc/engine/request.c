@@ -17,8 +17,10 @@ int ouro_request_new(ouro_page_budget *budget, int64_t id, const int32_t *tokens
     r->n_prompt = n;
     r->depth = p->exit_at_step >= 0 ? p->exit_at_step + 1 : p->n_steps;
     r->exit_needs = ouro_exit_needs(&p->exit);
-    r->pace.on = p->speculate != OURO_SPECULATE_OFF;
-    r->reserved = ouro_cache_bytes(budget->layout, n + p->max_new_tokens, r->depth);
+    r->policy = r->depth > 1 ? p->kv_policy : OURO_POLICY_FULL;
+    if (ouro_policy_waits(r->policy)) r->params.speculate = OURO_SPECULATE_OFF;
+    r->pace.on = r->params.speculate != OURO_SPECULATE_OFF;
+    r->reserved = ouro_policy_peak_bytes(r->policy, budget->layout, n, n + p->max_new_tokens, r->depth);
     r->stop_ids = malloc(((size_t)p->n_stop_ids + 1) * sizeof *r->stop_ids);
     int status = r->stop_ids ? ouro_sequence_init(&r->seq, budget, r->depth, tokens, n)
                              : ouro_fail(OURO_ERR_MEMORY, "no memory for a request");
@@ -86,9 +88,10 @@ static int node_buffers(ouro_node *n, const ouro_request *r, const ouro_model *m
     if (states) n->before = malloc(d), n->before2 = malloc(d);
     if (logits) n->z_before = malloc(v);
     if (r->params.weighted_exit) n->mixed = calloc(1, v);
-    if (n->speculative) n->rows = malloc((size_t)r->depth * r->seq.budget->layout->side_bytes);
+    bool aside = n->speculative || (r->policy != OURO_POLICY_FULL && n->pos >= r->n_prompt);
+    if (aside) n->rows = malloc((size_t)r->depth * r->seq.budget->layout->side_bytes);
     return n->h && (!states || (n->before && n->before2)) && (!logits || n->z_before)
-           && (!r->params.weighted_exit || n->mixed) && (!n->speculative || n->rows);
+           && (!r->params.weighted_exit || n->mixed) && (!aside || n->rows);
 }
 
 int ouro_node_new(ouro_request *r, const ouro_model *m, int pos, int32_t token, ouro_node *parent, bool speculative,
@@ -97,12 +100,11 @@ int ouro_node_new(ouro_request *r, const ouro_model *m, int pos, int32_t token, 
     int status = ouro_sequence_reserve(&r->seq, pos + 1);
     if (status != OURO_OK) return status;
     ouro_node *n = calloc(1, sizeof *n);
-    if (n) n->speculative = speculative;
+    if (n) n->speculative = speculative, n->pos = pos;
     if (!n || !node_buffers(n, r, m)) {
         if (n) node_free(n);
         return ouro_fail(OURO_ERR_MEMORY, "no memory for a position");
     }
-    n->pos = pos;
     n->token = token;
     n->parent = parent;
     ouro_embed(m, token, n->h);
@@ -110,10 +112,10 @@ int ouro_node_new(ouro_request *r, const ouro_model *m, int pos, int32_t token, 
     for (int t = 0; t < OURO_MAX_STEPS; t++) {
         n->guess[t] = -1;
         n->exit_pdf[t] = NAN;
-        if (!speculative || t >= r->depth) continue;
+        if (!n->rows || t >= r->depth) continue;
         n->side[t].pos = pos;
         n->side[t].rows = n->rows + (size_t)t * r->seq.budget->layout->side_bytes;
-        n->side[t].parent = parent && parent->speculative ? &parent->side[t] : NULL;
+        n->side[t].parent = parent && parent->rows ? &parent->side[ouro_policy_visible(r->policy, t)] : NULL;
     }
     ouro_node **end = &r->nodes;
     while (*end) end = &(*end)->next;
@@ -122,22 +124,41 @@ int ouro_node_new(ouro_request *r, const ouro_model *m, int pos, int32_t token, 
     return OURO_OK;
 }
 
-void ouro_node_commit(ouro_request *r, ouro_node *n)
+/* The node's keys and values are in the pages now: its side rows go, and its successors look there. */
+static void drop_rows(ouro_request *r, ouro_node *n)
 {
-    const ouro_kv_layout *y = r->seq.budget->layout;
-    for (int t = 0; t < n->step; t++)
-        for (int l = 0; l < y->n_layers; l++)
-            for (int h = 0; h < y->n_kv_heads; h++) {
-                uint8_t *page = ouro_sequence_pages(&r->seq, t)[n->pos / OURO_BLOCK];
-                ouro_side_to_block(y, ouro_kv_block(y, page, l, h), n->pos % OURO_BLOCK,
-                                   ouro_side_row(y, n->side[t].rows, l, h, 0), ouro_side_row(y, n->side[t].rows, l, h, 1));
-            }
-    n->speculative = false;
-    n->parent = NULL;
     free(n->rows);
     n->rows = NULL;
     for (ouro_node *c = r->nodes; c; c = c->next)
         for (int t = 0; c->parent == n && t < r->depth; t++) c->side[t].parent = NULL;
+}
+
+void ouro_node_commit(ouro_request *r, ouro_node *n)
+{
+    n->speculative = false;
+    n->parent = NULL;
+    if (r->policy != OURO_POLICY_FULL) return;
+    for (int t = 0; t < n->step; t++) ouro_sequence_put(&r->seq, t, n->pos, n->side[t].rows);
+    drop_rows(r, n);
+}
+
+void ouro_node_stop(ouro_request *r, ouro_node *n)
+{
+    if (r->policy == OURO_POLICY_FULL || !n->rows) return;     /* a prompt's last token runs all its steps */
+    int ran = n->step;
+    for (int t = ran; t < r->depth; t++) n->side[t].rows = n->side[ran - 1].rows;      /* what successors see there */
+    n->step = r->depth;
+}
+
+int ouro_node_leave(ouro_request *r, ouro_node *n)
+{
+    if (ouro_request_unfolded(r)) return ouro_policy_fold(r->policy, &r->seq);
+    if (!n->rows) return OURO_OK;
+    uint8_t *sides[OURO_MAX_STEPS];
+    for (int t = 0; t < r->depth; t++) sides[t] = n->side[t].rows;
+    ouro_policy_keep(r->policy, &r->seq, n->pos, sides, n->event.exit_step + 1, r->depth);
+    drop_rows(r, n);
+    return OURO_OK;
 }
 
 ouro_node *ouro_node_child(const ouro_request *r, const ouro_node *parent, int32_t token)

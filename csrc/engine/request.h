@@ -24,6 +24,7 @@ typedef struct ouro_request {
     int32_t *stop_ids;                   /* owned copy */
     ouro_sequence seq;
     int n_prompt, depth;                 /* depth: steps that really run */
+    ouro_kv_policy policy;               /* full when depth is 1: then all are the same */
     int prefilled;                       /* prompt positions that have been put into chunks */
     int produced;
     int since_token;                     /* passes since the last token was decided */
@@ -46,8 +47,15 @@ int ouro_request_advance(ouro_request *r, const ouro_model *m, int most);
 /* A node for `token` at `pos`; speculative when it follows a guess of `parent`. */
 int ouro_node_new(ouro_request *r, const ouro_model *m, int pos, int32_t token, ouro_node *parent, bool speculative,
                   ouro_node **out);
-/* The guessed node becomes real: what it computed goes to the pages. */
+/* The guessed node becomes real: what it computed goes to the pages (under kv_policy full). */
 void ouro_node_commit(ouro_request *r, ouro_node *n);
+/* Under another policy: the decided node runs no deeper step. */
+void ouro_node_stop(ouro_request *r, ouro_node *n);
+/* The decided lead becomes history: under another policy, what it leaves goes to the pages, and a finished prompt's rows
+ * are folded. */
+int ouro_node_leave(ouro_request *r, ouro_node *n);
+/* The lead is the prompt's last token and the policy wants the prompt in full before anything follows. */
+static inline bool ouro_request_unfolded(const ouro_request *r) { return ouro_policy_folds(r->policy) && r->seq.n_rows > 1; }
 ouro_node *ouro_node_child(const ouro_request *r, const ouro_node *parent, int32_t token);
 int ouro_node_children(const ouro_request *r, const ouro_node *parent);
 /* Drops every speculative node that does not descend from `keep` (NULL: all of them). */

@@ -6,7 +6,10 @@
 #define FREE_LANES 6             /* lanes of a pass that cost next to nothing: room for guesses */
 #define MOST_GUESSES 3           /* successors of one node */
 
-bool ouro_guessing(const ouro_request *r) { return r->params.speculate != OURO_SPECULATE_OFF && r->pace.on; }
+bool ouro_guessing(const ouro_request *r) 
+{
+    return r->params.speculate != OURO_SPECULATE_OFF && r->pace.on && !ouro_request_unfolded(r);
+}
 
 void ouro_count_guesses(ouro_stats *s, const ouro_node *n, int32_t token)
 {

@@ -80,14 +80,38 @@ void ouro_side_store(const ouro_kv_layout *y, uint8_t *k_row, uint8_t *v_row, co
     row_from_f32(y, v_row, v);
 }
 
+/* One position's key and value into a block: the order of k_at and v_at with the position's part taken out. This runs for
+ * every lane, layer and head, so it is spelt out by element type. */
+#define PLACE_PAIRS(name, type)                                                                                     \
+    static void name(type *k, type *v, int at, const type *k_row, const type *v_row, int n, int k_pad)              \
+    {                                                                                                               \
+        k += (size_t)(at / OURO_TILE) * OURO_TILE * (size_t)k_pad + (size_t)(at % OURO_TILE) * 2;                   \
+        v += (size_t)(at / 2) * 2 * OURO_TILE + (size_t)(at % 2);                                                   \
+        for (int i = 0; i < n; i++) {                                                                               \
+            k[(size_t)(i / 2) * 2 * OURO_TILE + (size_t)(i % 2)] = k_row[i];                                        \
+            v[(size_t)(i / OURO_TILE) * OURO_TILE * OURO_BLOCK + (size_t)(i % OURO_TILE) * 2] = v_row[i];           \
+        }                                                                                                           \
+    }
+PLACE_PAIRS(place_bf16, uint16_t)
+PLACE_PAIRS(place_s8, uint8_t)
+
+static void place_f32(float *k, float *v, int at, const float *k_row, const float *v_row, int n, int k_pad)
+{
+    k += (size_t)(at / OURO_TILE) * OURO_TILE * (size_t)k_pad + (size_t)(at % OURO_TILE);
+    v += (size_t)at * OURO_TILE;
+    for (int i = 0; i < n; i++) {
+        k[(size_t)i * OURO_TILE] = k_row[i];
+        v[(size_t)(i / OURO_TILE) * OURO_TILE * OURO_BLOCK + (size_t)(i % OURO_TILE)] = v_row[i];
+    }
+}
+
 void ouro_side_to_block(const ouro_kv_layout *y, uint8_t *block, int at, const uint8_t *k_row, const uint8_t *v_row)
 {
-    size_t e = element_bytes(y->dtype);
-    uint8_t *v_base = block + y->v_data;
-    for (int i = 0; i < y->d_head; i++) {
-        memcpy(block + k_at(y, at, i) * e, k_row + (size_t)i * e, e);
-        memcpy(v_base + v_at(y, at, i) * e, v_row + (size_t)i * e, e);
-    }
+    void *k = block, *v = block + y->v_data;               /* blocks and side rows are aligned for their elements */
+    const void *from_k = k_row, *from_v = v_row;
+    if (y->dtype == OURO_KV_F32) place_f32(k, v, at, from_k, from_v, y->d_head, y->k_pad);
+    else if (y->dtype == OURO_KV_BF16) place_bf16(k, v, at, from_k, from_v, y->d_head, y->k_pad);
+    else place_s8(k, v, at, from_k, from_v, y->d_head, y->k_pad);
     if (y->dtype == OURO_KV_INT8) {
         memcpy(block + y->k_scales + (size_t)at * 4, k_row + y->d_head, 4);
         memcpy(block + y->v_scales + (size_t)at * 4, v_row + y->d_head, 4);
@@ -96,9 +120,9 @@ void ouro_side_to_block(const ouro_kv_layout *y, uint8_t *block, int at, const u
 
 void ouro_kv_store(const ouro_kv_layout *y, uint8_t *block, int at, const float *k, const float *v)
 {
-    uint8_t k_row[1024 * 4 + 4], v_row[1024 * 4 + 4];      /* d_head is at most 1024 */
-    ouro_side_store(y, k_row, v_row, k, v);
-    ouro_side_to_block(y, block, at, k_row, v_row);
+    union { float f32; uint8_t bytes[1024 * 4 + 4]; } k_row, v_row;      /* d_head is at most 1024 */
+    ouro_side_store(y, k_row.bytes, v_row.bytes, k, v);
+    ouro_side_to_block(y, block, at, k_row.bytes, v_row.bytes);
 }
 
 static float load_one(const ouro_kv_layout *y, const uint8_t *base, size_t at, const uint8_t *scale)
@@ -116,6 +140,61 @@ void ouro_kv_load(const ouro_kv_layout *y, const uint8_t *block, int at, float *
         k[i] = load_one(y, block, k_at(y, at, i), block + y->k_scales + (size_t)at * 4);
         v[i] = load_one(y, block + y->v_data, v_at(y, at, i), block + y->v_scales + (size_t)at * 4);
     }
+}
+
+/* ---- means -------------------------------------------------------------------------------------------------- */
+
+static float row_at(const ouro_kv_layout *y, const uint8_t *row, int i)
+{
+    return load_one(y, row, (size_t)i, row + y->d_head);
+}
+
+void ouro_side_mean(const ouro_kv_layout *y, uint8_t *const *sides, int n, uint8_t *out)
+{
+    float mean[1024];                                      /* d_head is at most 1024 */
+    for (size_t at = 0; at < y->side_bytes; at += y->side_row_bytes) {
+        for (int i = 0; i < y->d_head; i++) {
+            mean[i] = row_at(y, sides[0] + at, i);
+            for (int s = 1; s < n; s++) mean[i] += row_at(y, sides[s] + at, i);
+            mean[i] /= (float)n;
+        }
+        row_from_f32(y, out + at, mean);
+    }
+}
+
+/* Blocks of f32 and bf16 are plain elements in one order, whatever their place: the mean of each with its like. */
+static void mean_elements(const ouro_kv_layout *y, uint8_t *const *pages, int n, uint8_t *out)
+{
+    size_t count = y->page_bytes / element_bytes(y->dtype);
+    for (size_t i = 0; i < count; i++) {
+        float mean = load_one(y, pages[0], i, NULL);
+        for (int s = 1; s < n; s++) mean += load_one(y, pages[s], i, NULL);
+        mean /= (float)n;
+        if (y->dtype == OURO_KV_F32) ((float *)(void *)out)[i] = mean;
+        else ((uint16_t *)(void *)out)[i] = ouro_f32_to_bf16(mean);
+    }
+}
+
+/* INT8: the values of each position are dequantised, and their mean quantised anew. */
+static void mean_positions(const ouro_kv_layout *y, uint8_t *const *pages, int n, uint8_t *out)
+{
+    float k[1024], v[1024], k_mean[1024], v_mean[1024];
+    for (size_t block = 0; block < y->page_bytes; block += y->block_bytes)
+        for (int at = 0; at < OURO_BLOCK; at++) {
+            ouro_kv_load(y, pages[0] + block, at, k_mean, v_mean);
+            for (int s = 1; s < n; s++) {
+                ouro_kv_load(y, pages[s] + block, at, k, v);
+                for (int i = 0; i < y->d_head; i++) k_mean[i] += k[i], v_mean[i] += v[i];
+            }
+            for (int i = 0; i < y->d_head; i++) k_mean[i] /= (float)n, v_mean[i] /= (float)n;
+            ouro_kv_store(y, out + block, at, k_mean, v_mean);
+        }
+}
+
+void ouro_page_mean(const ouro_kv_layout *y, uint8_t *const *pages, int n, uint8_t *out)
+{
+    if (y->dtype == OURO_KV_INT8) mean_positions(y, pages, n, out);
+    else mean_elements(y, pages, n, out);
 }
 
 /* ---- views -------------------------------------------------------------------------------------------------- */

@@ -39,9 +39,9 @@ static inline uint8_t *ouro_kv_block(const ouro_kv_layout *y, uint8_t *page, int
     return page + (size_t)layer * y->layer_bytes + (size_t)head * y->block_bytes;
 }
 
-static inline uint8_t *ouro_side_row(const ouro_kv_layout *y, uint8_t *side, int layer, int head, int is_v)
+static inline uint8_t *ouro_side_row(const ouro_kv_layout *y, const uint8_t *side, int layer, int head, int is_v)
 {
-    return side + (size_t)layer * y->side_layer_bytes + (size_t)(2 * head + is_v) * y->side_row_bytes;
+    return (uint8_t *)(uintptr_t)side + (size_t)layer * y->side_layer_bytes + (size_t)(2 * head + is_v) * y->side_row_bytes;
 }
 
 /* k, v [d_head] f32 to slot `at` (0..63) of a block */
@@ -49,6 +49,10 @@ void ouro_kv_store(const ouro_kv_layout *y, uint8_t *block, int at, const float 
 /* the same to the two rows of a side row, and from there to a block: the bits of ouro_kv_store */
 void ouro_side_store(const ouro_kv_layout *y, uint8_t *k_row, uint8_t *v_row, const float *k, const float *v);
 void ouro_side_to_block(const ouro_kv_layout *y, uint8_t *block, int at, const uint8_t *k_row, const uint8_t *v_row);
+/* The mean of n side rows, or of n pages, element by element: f32 sum in ascending order, divided by n, rounded to the
+ * layout's type as a fresh entry would be. `out` may be one of them. The two agree bit by bit for the same entries. */
+void ouro_side_mean(const ouro_kv_layout *y, uint8_t *const *sides, int n, uint8_t *out);
+void ouro_page_mean(const ouro_kv_layout *y, uint8_t *const *pages, int n, uint8_t *out);
 /* slot `at` of a block back as f32 [d_head], for inspection */
 void ouro_kv_load(const ouro_kv_layout *y, const uint8_t *block, int at, float *k, float *v);
 
