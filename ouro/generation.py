@@ -32,6 +32,8 @@ class GenerationStats:
     ----------
     passes
         Sweeps over the weights this request took part in.
+    lanes
+        Rows of work it had in them: positions times steps, those of the prompt included.
     prompt_tokens, tokens
         Tokens read and written.
     prefill_seconds, decode_seconds
@@ -45,6 +47,7 @@ class GenerationStats:
     """
 
     passes: int = 0
+    lanes: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
     prefill_seconds: float = 0.0
@@ -319,7 +322,7 @@ class GenerationLoop:
 
 def _stats(s: dict[str, Any], cache_bytes: int) -> GenerationStats:
     return GenerationStats(
-        passes=s["passes"], prompt_tokens=s["prompt_tokens"], tokens=s["tokens"], prefill_seconds=s["prefill_seconds"],
+        passes=s["passes"], lanes=s["lanes"], prompt_tokens=s["prompt_tokens"], tokens=s["tokens"], prefill_seconds=s["prefill_seconds"],
         decode_seconds=s["decode_seconds"], cache_bytes=cache_bytes, guesses=s["guesses"], kept=s["kept"],
         dropped=s["dropped"], p1=s["first_right"] / s["first_tried"] if s["first_tried"] else math.nan,
         p2=s["second_right"] / s["second_tried"] if s["second_tried"] else math.nan,

@@ -38,6 +38,7 @@ int ouro_after_pass(ouro_engine *e)
     for (int i = 0; status == OURO_OK && i < e->n_lanes; i++) {
         ouro_request *r = e->riders[i].request;
         ouro_node *n = e->riders[i].node;
+        r->stats.lanes++;
         if (!n) {
             r->chunk.step += e->riders[i].row == 0;
             continue;
