@@ -1,6 +1,7 @@
 # The README's first command in a new virtual environment, and the main job.
 set -euo pipefail
-python3 -m venv "$CI_WORK/venv"
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or later"; exit 1; }
+python3 -m venv "$CI_WORK/venv" || { echo "no venv: on Debian it is the package python3-venv"; exit 1; }
 . "$CI_WORK/venv/bin/activate"
 pip install -q .
 cd "$CI_WORK"

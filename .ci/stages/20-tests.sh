@@ -2,4 +2,4 @@
 set -euo pipefail
 . "$CI_WORK/venv/bin/activate"
 pip install -q ".[test]"
-pytest -q tests
+pytest tests

@@ -2,7 +2,7 @@
 set -euo pipefail
 . "$CI_WORK/venv/bin/activate"
 pip install -q build
-python -m build -q --outdir "$CI_WORK/dist" . >/dev/null 2>&1
+python -m build --outdir "$CI_WORK/dist" . >"$CI_WORK/build.log" 2>&1 || { tail -n 30 "$CI_WORK/build.log"; exit 1; }
 ls -l "$CI_WORK/dist"
 for kind in whl tar.gz; do
     python3 -m venv "$CI_WORK/clean-$kind"
