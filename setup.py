@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,6 +87,8 @@ class BuildCore(build_ext):
     """Compiles each source with its own flags, several at once, and only what changed."""
 
     def build_extension(self, ext: Extension) -> None:
+        if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+            raise SystemExit("Python.h is not here: on Debian it comes with the package python3-dev")
         found = sources()
         headers = max(p.stat().st_mtime for p in (ROOT / "csrc").rglob("*.h"))
         kinds = {isa for p in found if (isa := isa_of(p))}

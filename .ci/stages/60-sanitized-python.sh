@@ -5,7 +5,7 @@ libraries="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so
 for library in $libraries; do
     [ -e "$library" ] || { echo "this gcc has no address sanitizer: skipped"; exit 0; }
 done
-pip install -q "setuptools>=77"
+flock "$CI_WORK/pip.lock" pip install -q "setuptools>=77"  # stages run side by side
 mkdir -p "$CI_WORK/asan"
 OURO_SANITIZE=address,undefined python setup.py -q build_ext --build-lib "$CI_WORK/asan" --build-temp "$CI_WORK/asan-temp" \
     >"$CI_WORK/asan.log" 2>&1 || { tail -n 30 "$CI_WORK/asan.log"; exit 1; }

@@ -3,7 +3,7 @@ set -euo pipefail
 . "$CI_WORK/venv/bin/activate"
 library="$(gcc -print-file-name=libtsan.so)"
 [ -e "$library" ] || { echo "this gcc has no thread sanitizer: skipped"; exit 0; }
-pip install -q "setuptools>=77"
+flock "$CI_WORK/pip.lock" pip install -q "setuptools>=77"  # stages run side by side
 mkdir -p "$CI_WORK/tsan"
 OURO_SANITIZE=thread python setup.py -q build_ext --build-lib "$CI_WORK/tsan" --build-temp "$CI_WORK/tsan-temp" \
     >"$CI_WORK/tsan.log" 2>&1 || { tail -n 30 "$CI_WORK/tsan.log"; exit 1; }
