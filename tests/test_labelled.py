@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,4 +119,4 @@ def test_any_result_can_be_drawn(ragged, style):
 def test_extras_are_imported_only_when_asked_for():
     code = ("import sys, ouro, ouro.labelled, ouro.plots; ouro.LabelledArray([1.], ('pos',))._repr_html_();"
             "assert not {'xarray', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)")  # fmt: skip
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
