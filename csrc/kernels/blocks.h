@@ -19,6 +19,11 @@
 
 #define V_SMALL 8192            /* tiles of attention blocks: too short for the hardware to see a stream */
 
+/* Where the lanes of a block stand: every third has a pointer of its own and the two behind it are reached by one and two
+ * strides, which an x86 load adds by itself. One offset a lane would need more registers than there are. */
+#define V_BASES ((V_LANES + 2) / 3)
+#define V_AT(x, l, stride) ((x)[(l) / 3] + (size_t)((l) % 3) * (stride))
+
 /* what is multiplied by what */
 typedef enum v_kind { V_F32, V_MIXED, V_BF16, V_INT8, V_INT4, V_KINDS } v_kind;
 
@@ -36,9 +41,26 @@ typedef struct v_job {
     size_t out_stride;
     int accumulate;
     float *scratch;             /* [T * L][16] f32, int kinds: accumulators that do not fit in registers */
+    int asks;                   /* the block asks for its own weights ahead of time */
+    const uint8_t *soon, *soon_end;     /* weights of the next block of tiles, to be asked for meanwhile */
+    int soon_lines;             /* of 64 bytes, for each four units (float kinds) or each group of k */
 } v_job;
 
 typedef void (*v_block_fn)(const v_job *);
+
+V_INLINE void bases_open(const int L, const uint8_t *x, size_t stride, const uint8_t **at)
+{
+    V_UNROLL for (int b = 0; b < (L + 2) / 3; b++) at[b] = x + (size_t)(3 * b) * stride;
+}
+
+/* On by `step` bytes; the empty statement hides from the compiler that the pointers differ by a constant. */
+V_INLINE void bases_step(const int L, int step, const uint8_t **at)
+{
+    V_UNROLL for (int b = 0; b < (L + 2) / 3; b++) {
+        at[b] += step;
+        __asm__("" : "+r"(at[b]));
+    }
+}
 
 /* What to add to the address w of a unit to prefetch ahead. Past the end of its tile a stream goes on in the tile T
  * further, which the next block reads, not in its neighbour, which this block reads itself. */
@@ -50,6 +72,9 @@ V_INLINE size_t ahead(const int T, const v_job *j, const uint8_t *w)
 V_INLINE void block_open(const int T, const int L, const v_job *j, vf *acc)
 {
     if (!j->accumulate) {
+        /* the lines of the output, so that its stores do not wait for them at the end and hold up others */
+        V_UNROLL for (int l = 0; l < L; l++)
+            V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH_OUT(j->out + (size_t)l * j->out_stride + t * OURO_TILE);
         V_UNROLL for (int i = 0; i < T * L; i++) acc[i] = v_zero();
         return;
     }
@@ -67,54 +92,63 @@ V_INLINE void block_close(const int T, const int L, const v_job *j, const vf *ac
 }
 
 /* one unit of T tiles into the accumulators */
-V_INLINE void unit_f32(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *x, vf *acc)
+V_INLINE void unit_f32(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *const *x, int at,
+                       vf *acc)
 {
     vf wt[V_MAX_TILES];
     V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load((const float *)(const void *)(w + (size_t)t * j->tile_bytes));
     V_UNROLL for (int l = 0; l < L; l++) {
-        vf xl = v_bcast(x + (size_t)l * j->stride);
+        vf xl = v_bcast(V_AT(x, l, j->stride) + at);
         V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_fma(wt[t], xl, acc[t * L + l]);
     }
 }
 
-V_INLINE void unit_mixed(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *x, vf *acc)
+V_INLINE void unit_mixed(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *const *x, int at,
+                         vf *acc)
 {
     v_pair wt[V_MAX_TILES];
     V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load_pair(w + (size_t)t * j->tile_bytes);
     V_UNROLL for (int l = 0; l < L; l++) {
-        vf x0 = v_bcast(x + (size_t)l * j->stride);
+        vf x0 = v_bcast(V_AT(x, l, j->stride) + at);
         V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_fma(wt[t].even, x0, acc[t * L + l]);
     }
     V_UNROLL for (int l = 0; l < L; l++) {
-        vf x1 = v_bcast(x + (size_t)l * j->stride + 4);
+        vf x1 = v_bcast(V_AT(x, l, j->stride) + at + 4);
         V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_fma(wt[t].odd, x1, acc[t * L + l]);
     }
 }
 
-V_INLINE void unit_bf16(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *x, vf *acc)
+V_INLINE void unit_bf16(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *const *x, int at,
+                        vf *acc)
 {
     v_bw wt[V_MAX_TILES];
     V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load_bw(w + (size_t)t * j->tile_bytes);
     V_UNROLL for (int l = 0; l < L; l++) {
-        v_bx xl = v_load_bx(x + (size_t)l * j->stride);
+        v_bx xl = v_load_bx(V_AT(x, l, j->stride) + at);
         V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_dot_bf16(acc[t * L + l], wt[t], xl);
     }
 }
 
-V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_job *j)
+V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_job *given)
 {
+    const v_job job = *given, *j = &job;
     vf acc[V_MAX_TILES * V_LANES];
     block_open(T, L, j, acc);
-    const uint8_t *w = j->w, *x = j->x;
+    const uint8_t *w = j->w, *x[V_BASES];
+    bases_open(L, j->x, j->stride, x);
     const int step = kind == V_MIXED ? 8 : 4;       /* bytes of a lane that meet one unit */
-    const int asks = V_SLOW(kind, L) || j->tile_bytes <= V_SMALL;
-    for (int u = 0; u < j->units; u += 4, w += 4 * 64, x += 4 * step) {
-        const size_t far = asks ? ahead(T, j, w) : 0;
+    const uint8_t *soon = j->soon;
+    for (int u = 0; u < j->units; u += 4, w += 4 * 64, bases_step(L, 4 * step, x)) {
+        if (j->asks) {
+            const uint8_t *far = w + ahead(T, j, w);
+            V_UNROLL for (int i = 0; i < 4; i++)
+                V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(far + (size_t)t * j->tile_bytes + 64 * i);
+        }
+        for (int i = 0; i < j->soon_lines && soon < j->soon_end; i++, soon += 64) V_PREFETCH(soon);
         V_UNROLL for (int i = 0; i < 4; i++) {
-            V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(w + (size_t)t * j->tile_bytes + 64 * i + far);
-            if (kind == V_F32) unit_f32(T, L, j, w + 64 * i, x + step * i, acc);
-            else if (kind == V_MIXED) unit_mixed(T, L, j, w + 64 * i, x + step * i, acc);
-            else unit_bf16(T, L, j, w + 64 * i, x + step * i, acc);
+            if (kind == V_F32) unit_f32(T, L, j, w + 64 * i, x, step * i, acc);
+            else if (kind == V_MIXED) unit_mixed(T, L, j, w + 64 * i, x, step * i, acc);
+            else unit_bf16(T, L, j, w + 64 * i, x, step * i, acc);
         }
     }
     block_close(T, L, j, acc);
@@ -123,45 +157,47 @@ V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_j
 /* ---- int8 and int4 --------------------------------------------------------------------------------------------- */
 
 /* integer sums of one group: 32 units of int8, 8 of int4 */
-V_INLINE void group_int8(const int T, const int L, const v_job *j, int g, vi *sum)
+V_INLINE void group_int8(const int T, const int L, const int asks, const v_job *j, int g, vi *sum)
 {
-    const uint8_t *w = j->w + j->scale_bytes + (size_t)g * 32 * 64, *x = j->x + (size_t)g * OURO_GROUP;
+    const uint8_t *w = j->w + j->scale_bytes + (size_t)g * 32 * 64, *x[V_BASES];
+    const size_t far = asks ? ahead(T, j, w) : 0;
+    bases_open(L, j->x + (size_t)g * OURO_GROUP, j->stride, x);
     V_UNROLL for (int l = 0; l < L; l++) {
         const int32_t *s = j->sum + (size_t)l * 2 * j->xs_stride + 2 * (size_t)g;
         V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT8_START(-128 * (s[0] + s[1]));
     }
-    const size_t far = ahead(T, j, w);
-    for (int v = 0; v < 32; v += 2, w += 128, x += 8) {
+    for (int v = 0; v < 32; v += 2, w += 128, bases_step(L, 8, x)) {
         V_UNROLL for (int i = 0; i < 2; i++) {
             v_iw wt[V_MAX_TILES];
             V_UNROLL for (int t = 0; t < T; t++) {
                 wt[t] = v_load_int8(w + 64 * i + (size_t)t * j->tile_bytes);
-                if (V_SLOW(V_INT8, L)) V_PREFETCH(w + 64 * i + (size_t)t * j->tile_bytes + far);
+                if (asks) V_PREFETCH(w + 64 * i + (size_t)t * j->tile_bytes + far);
             }
             V_UNROLL for (int l = 0; l < L; l++) {
-                v_ix xl = v_load_ix(x + 4 * i + (size_t)l * j->stride);
+                v_ix xl = v_load_ix(V_AT(x, l, j->stride) + 4 * i);
                 V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int8(sum[t * L + l], wt[t], xl);
             }
         }
     }
 }
 
-V_INLINE void group_int4(const int T, const int L, const v_job *j, int g, vi *sum)
+V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *j, int g, vi *sum)
 {
-    const uint8_t *w = j->w + j->scale_bytes + (size_t)g * 8 * 64, *x = j->x + (size_t)g * OURO_GROUP4;
+    const uint8_t *w = j->w + j->scale_bytes + (size_t)g * 8 * 64, *x[V_BASES];
+    const size_t far = asks ? ahead(T, j, w) : 0;
+    bases_open(L, j->x + (size_t)g * OURO_GROUP4, j->stride, x);
     V_UNROLL for (int l = 0; l < L; l++) {
         int32_t s = j->sum[(size_t)l * 2 * j->xs_stride + (size_t)g];
         V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT4_START(-8 * s);
     }
-    const size_t far = ahead(T, j, w);
-    for (int v = 0; v < 8; v++, w += 64, x += 4) {
+    for (int v = 0; v < 8; v++, w += 64, bases_step(L, 4, x)) {
         v_iw low[V_MAX_TILES], high[V_MAX_TILES];
         V_UNROLL for (int t = 0; t < T; t++) {
             v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
-            if (V_SLOW(V_INT4, L)) V_PREFETCH(w + (size_t)t * j->tile_bytes + far);
+            if (asks) V_PREFETCH(w + (size_t)t * j->tile_bytes + far);
         }
         V_UNROLL for (int l = 0; l < L; l++) {
-            v_ix x0 = v_load_ix(x + (size_t)l * j->stride), x1 = v_load_ix(x + 32 + (size_t)l * j->stride);
+            v_ix x0 = v_load_ix(V_AT(x, l, j->stride)), x1 = v_load_ix(V_AT(x, l, j->stride) + 32);
             V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], low[t], x0);
             V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], high[t], x1);
         }
@@ -176,21 +212,30 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
     const int keep = T * L <= V_KEEP;
     vf acc[V_MAX_TILES * V_LANES];
     block_open(T, L, j, acc);
-    if (V_SLOW(kind, L))     /* the units come after the scales: what the streams of this tile and the last leave out */
+    if (j->asks)             /* the units come after the scales: what the streams of this tile and the last leave out */
         for (size_t at = 0; at < j->scale_bytes; at += 64)
             V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(j->w + (size_t)t * j->tile_bytes + V_FAR + at);
     if (!keep) V_UNROLL for (int i = 0; i < T * L; i++) v_store(j->scratch + i * OURO_TILE, acc[i]);
+    const uint8_t *soon = j->soon;
     for (int g = 0; g < j->units; g++) {
         vi sum[V_MAX_TILES * V_LANES];
-        if (kind == V_INT8) group_int8(T, L, j, g, sum);
-        else group_int4(T, L, j, g, sum);
+        if (kind == V_INT8) {
+            if (j->asks) group_int8(T, L, 1, j, g, sum);
+            else group_int8(T, L, 0, j, g, sum);
+        } else {
+            if (j->asks) group_int4(T, L, 1, j, g, sum);
+            else group_int4(T, L, 0, j, g, sum);
+        }
+        for (int i = 0; i < j->soon_lines && soon < j->soon_end; i++, soon += 64) V_PREFETCH(soon);
         vf ws[V_MAX_TILES];
         V_UNROLL for (int t = 0; t < T; t++)
             ws[t] = v_widen_bf16((const uint16_t *)(const void *)(j->w + (size_t)t * j->tile_bytes) + g * OURO_TILE);
+        float *scratch = j->scratch;
+        __asm__("" : "+r"(scratch));    /* or gcc keeps a second copy of the accumulators on the stack */
         V_UNROLL for (int l = 0; l < L; l++) {
             vf xs = v_set1(j->xs[(size_t)l * j->xs_stride + (size_t)(kind == V_INT8 ? g : g / 2)]);
             V_UNROLL for (int t = 0; t < T; t++) {
-                float *kept = j->scratch + (t * L + l) * OURO_TILE;
+                float *kept = scratch + (t * L + l) * OURO_TILE;
                 vf scale = v_mul(ws[t], xs), part = v_from_int(sum[t * L + l]);
                 if (keep) acc[t * L + l] = v_fma(part, scale, acc[t * L + l]);
                 else v_store(kept, v_fma(part, scale, v_load(kept)));

@@ -1,10 +1,10 @@
 /* drive.h - the products of the kernel table over the register blocks of blocks.h: which block, in which order.
  *
  * Tiles outside, lanes inside: a pair of tiles is read from memory once and then comes from the second-level cache
- * for every further group of lanes; lanes are taken in sets whose activations stay in that cache as well. Groups of
- * lanes are of nearly equal size (64 lanes are 6 groups of 10 or 11, not 5 of 12 and one of 4).
+ * for every further group of lanes; lanes are taken in sets whose activations stay in the last-level cache's reach.
+ * Groups of lanes are of nearly equal size (64 lanes are 6 groups of 10 or 11, not 5 of 12 and one of 4).
  */
-#define V_CACHE ((size_t)512 << 10)     /* bytes of activations kept close while the tiles go by */
+#define V_CACHE ((size_t)2 << 20)       /* bytes of activations kept close while the tiles go by */
 
 #define V_INSTANCE_float(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { block_float(kind, T, L, j); }
 #define V_INSTANCE_int(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { block_int(kind, T, L, j); }
@@ -12,13 +12,13 @@
 V_INSTANCES(V_INSTANCE_float, V_F32)
 V_INSTANCES(V_INSTANCE_float, V_MIXED)
 V_INSTANCES(V_INSTANCE_float, V_BF16)
-V_INSTANCES(V_INSTANCE_int, V_INT8)
-V_INSTANCES(V_INSTANCE_int, V_INT4)
+V_INT_INSTANCES(V_INSTANCE_int, V_INT8)
+V_INT_INSTANCES(V_INSTANCE_int, V_INT4)
 
 #define V_ENTRY(kind, T, L) [kind][T][L] = V_NAME_OF(kind, T, L),
 static const v_block_fn block_table[V_KINDS][V_MAX_TILES + 1][V_LANES + 1] = {
     V_INSTANCES(V_ENTRY, V_F32) V_INSTANCES(V_ENTRY, V_MIXED) V_INSTANCES(V_ENTRY, V_BF16)
-    V_INSTANCES(V_ENTRY, V_INT8) V_INSTANCES(V_ENTRY, V_INT4)
+    V_INT_INSTANCES(V_ENTRY, V_INT8) V_INT_INSTANCES(V_ENTRY, V_INT4)
 };
 
 static v_kind kind_of(const ouro_matrix *w, const ouro_acts *x)
@@ -60,19 +60,45 @@ static void run_blocks(v_job *j, v_kind kind, int tiles, int lanes)
     }
 }
 
-/* lanes of one set: its activations fit in V_CACHE */
-static int lanes_of_set(const ouro_acts *x, int lanes)
+/* lanes of a full group; how many groups there are */
+static int group_lanes(v_kind kind) { return kind == V_INT8 || kind == V_INT4 ? V_INT_LANES : V_LANES; }
+static int groups_of(v_kind kind, int lanes) { return (lanes + group_lanes(kind) - 1) / group_lanes(kind); }
+
+/* End of the set of lanes that begins at `lane`: whole groups, as few sets as fit in V_CACHE, of nearly equal size. */
+static int set_end(v_kind kind, const ouro_acts *x, int lane, int end)
 {
-    size_t fit = V_CACHE / x->stride / V_LANES * V_LANES;
-    if (fit < V_LANES) fit = V_LANES;
-    return (size_t)lanes < fit ? lanes : (int)fit;
+    int fit = (int)(V_CACHE / x->stride) / group_lanes(kind), groups = groups_of(kind, end - lane);
+    if (fit < 1) fit = 1;
+    int sets = (groups + fit - 1) / fit;
+    return sets == 1 ? end : lane + (groups + sets - 1) / sets * group_lanes(kind);
 }
 
 /* end of the group of lanes that begins at `lane`: what is left of the set in nearly equal parts */
-static int group_end(int lane, int end)
+static int group_end(v_kind kind, int lane, int end)
 {
-    int left = end - lane, groups = (left + V_LANES - 1) / V_LANES;
+    int left = end - lane, groups = groups_of(kind, left);
     return lane + (left + groups - 1) / groups;
+}
+
+/* Who asks memory for weights? A single group of lanes for its own, ahead of itself, when it is slower than memory. Of
+ * several, each asks for a part of the tiles that come next, and they are there when their turn comes. */
+static void job_asks(v_job *j, v_kind kind, int tiles, int lanes)
+{
+    size_t groups = (size_t)groups_of(kind, lanes), lines = j->tile_bytes * (size_t)tiles / 64;
+    size_t steps = (size_t)(kind == V_INT8 || kind == V_INT4 ? j->units : j->units / 4) * groups;
+    j->asks = groups == 1 && (V_SLOW(kind, lanes) || j->tile_bytes <= V_SMALL);
+    j->soon_lines = groups == 1 ? 0 : (int)((lines + steps - 1) / steps);
+}
+
+/* the part of the next `tiles` tiles that group `at` of the set asks for */
+static void job_soon(v_job *j, int tiles, int at, int groups)
+{
+    size_t bytes = (size_t)tiles * j->tile_bytes, lines = bytes / 64;
+    const uint8_t *next = j->w + bytes;
+    j->soon = j->soon_end = next;
+    if (j->soon_lines == 0) return;
+    j->soon = next + lines * (size_t)at / (size_t)groups * 64;
+    j->soon_end = next + lines * (size_t)(at + 1) / (size_t)groups * 64;
 }
 
 static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1, float *out,
@@ -84,13 +110,15 @@ static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *
     j.scratch = scratch;
     j.out_stride = out_stride;
     j.accumulate = accumulate;
-    int set = lanes_of_set(x, lane1 - lane0), step = V_TILES(lane1 - lane0);
-    for (int begin = lane0; begin < lane1; begin += set) {
-        int end = begin + set < lane1 ? begin + set : lane1;
+    int step = V_TILES(lane1 - lane0);
+    for (int begin = lane0, end; begin < lane1; begin = end) {
+        end = set_end(kind, x, begin, lane1);
+        job_asks(&j, kind, step, end - begin);
         for (int tile = tile0; tile < tile1; tile += step)
-            for (int lane = begin, next; lane < end; lane = next) {
-                next = group_end(lane, end);
+            for (int lane = begin, next, at = 0; lane < end; lane = next, at++) {
+                next = group_end(kind, lane, end);
                 job_at(&j, w, tile, x, lane);
+                job_soon(&j, step, at, groups_of(kind, end - begin));
                 j.out = out + (size_t)lane * out_stride + (size_t)tile * OURO_TILE;
                 run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, next - lane);
             }
@@ -113,13 +141,14 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
     v_job j = job_of(w, x, kind);
     j.scratch = scratch;
     j.out_stride = 2 * OURO_TILE;
-    int set = lanes_of_set(x, lane1 - lane0);
-    for (int begin = lane0; begin < lane1; begin += set) {
-        int end = begin + set < lane1 ? begin + set : lane1;
+    for (int begin = lane0, end; begin < lane1; begin = end) {
+        end = set_end(kind, x, begin, lane1);
+        job_asks(&j, kind, 2, end - begin);
         for (int pair = pair0; pair < pair1; pair++)
-            for (int lane = begin, next; lane < end; lane = next) {
-                next = group_end(lane, end);
+            for (int lane = begin, next, at = 0; lane < end; lane = next, at++) {
+                next = group_end(kind, lane, end);
                 job_at(&j, w, 2 * pair, x, lane);
+                job_soon(&j, 2, at, groups_of(kind, end - begin));
                 j.out = both;
                 run_blocks(&j, kind, 2, next - lane);
                 for (int l = lane; l < next; l++)

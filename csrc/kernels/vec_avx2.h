@@ -13,11 +13,13 @@
 #include <string.h>
 
 #define V_LANES 4                               /* lanes of the largest register block */
+#define V_INT_LANES 4
 #define V_TILES(lanes) ((lanes) <= 1 ? 2 : 1)   /* tiles worked on at once */
 #define V_KEEP 2                                /* int kinds: float accumulators that fit beside the sums */
 /* blocks of so many lanes prefetch their weights; see vec_avx512.h */
 #define V_SLOW(kind, lanes) ((kind) == V_INT4 || (lanes) >= 2)
 /* the instances X(kind, tiles, lanes) of a register block */
+#define V_INT_INSTANCES V_INSTANCES
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)
 
 typedef struct vf { __m256 a, b; } vf;
@@ -166,6 +168,7 @@ static inline vf v_widen_s8(const int8_t *p)
 
 /* a macro: gcc 12 takes an inline function that only prefetches for a pure one and drops the calls */
 #define V_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
+#define V_PREFETCH_OUT(p) __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(p)))
 static inline __m256i v_bytes(const uint8_t *p) { return _mm256_load_si256((const __m256i *)(const void *)p); }
 static inline __m256i v_word(const uint8_t *p) { return _mm256_set1_epi32(*(const int32_t *)(const void *)p); }
 static inline vf v_bcast(const uint8_t *p) { return v_set1(*(const float *)(const void *)p); }

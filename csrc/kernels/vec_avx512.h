@@ -15,16 +15,18 @@
 
 #define V_NAME avx512
 #define V_LANES 12                              /* lanes of the largest register block */
+#define V_INT_LANES 6                           /* the same of int8 and int4, whose float sums stay in registers too */
 #define V_TILES(lanes) ((lanes) <= 2 ? 4 : 2)   /* tiles worked on at once */
-#define V_KEEP 8                                /* int kinds: float accumulators that fit beside the sums */
+#define V_KEEP 12                               /* int kinds: float accumulators that fit beside the sums */
 /* Does a block of so many lanes keep the unit busy for longer than its weights take to arrive? Then it asks for them
  * ahead of time, into the second-level cache (asking into the first ties up its few miss buffers); a quicker one is
  * served better by the hardware's own prefetch. Measured on Zen 4 by bench_kernels. */
 #define V_SLOW(kind, lanes) ((lanes) >= ((kind) == V_INT4 ? 1 : (kind) == V_INT8 || (kind) == V_MIXED ? 3 : 5))
 /* the instances X(kind, tiles, lanes) of a register block */
-#define V_ROW(X, kind, T) X(kind, T, 1) X(kind, T, 2) X(kind, T, 3) X(kind, T, 4) X(kind, T, 5) X(kind, T, 6) \
-    X(kind, T, 7) X(kind, T, 8) X(kind, T, 9) X(kind, T, 10) X(kind, T, 11) X(kind, T, 12)
-#define V_INSTANCES(X, kind) V_ROW(X, kind, 1) V_ROW(X, kind, 2) X(kind, 4, 1) X(kind, 4, 2)
+#define V_ROW(X, kind, T) X(kind, T, 1) X(kind, T, 2) X(kind, T, 3) X(kind, T, 4) X(kind, T, 5) X(kind, T, 6)
+#define V_MORE(X, kind, T) X(kind, T, 7) X(kind, T, 8) X(kind, T, 9) X(kind, T, 10) X(kind, T, 11) X(kind, T, 12)
+#define V_INT_INSTANCES(X, kind) V_ROW(X, kind, 1) V_ROW(X, kind, 2) X(kind, 4, 1) X(kind, 4, 2)
+#define V_INSTANCES(X, kind) V_INT_INSTANCES(X, kind) V_MORE(X, kind, 1) V_MORE(X, kind, 2)
 
 typedef __m512 vf;
 /* sixteen i32 by type, not __m512i (eight i64): gcc 12 copies accumulators between the two and then spills them */
@@ -104,6 +106,8 @@ static inline vf v_widen_s8(const int8_t *p)
 /* a macro: gcc 12 takes an inline function that only prefetches for a pure one and drops the calls */
 #define V_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
+#define V_PREFETCH_OUT(p) __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(p)))
+
 /* f32 weights: one k */
 static inline vf v_bcast(const uint8_t *p) { return _mm512_set1_ps(*(const float *)(const void *)p); }
 
@@ -126,8 +130,15 @@ static inline vf v_dot_bf16(vf acc, v_bw w, v_bx x) { return _mm512_dpbf16_ps(ac
 /* u8 weights, offset included, times s8: the sum starts at minus offset times the sum of x */
 typedef __m512i v_iw;
 typedef __m512i v_ix;
-#define V_INT8_START(offset_sum) (vi)_mm512_set1_epi32(offset_sum)
-#define V_INT4_START(offset_sum) (vi)_mm512_set1_epi32(offset_sum)
+/* from memory: broadcast from a register it would take a place of the vector units */
+static inline vi v_start(int32_t offset_sum)
+{
+    vi y;
+    __asm__("vpbroadcastd %1, %0" : "=v"(y) : "m"(offset_sum));
+    return y;
+}
+#define V_INT8_START(offset_sum) v_start(offset_sum)
+#define V_INT4_START(offset_sum) v_start(offset_sum)
 static inline v_iw v_load_int8(const uint8_t *p) { return _mm512_load_si512(p); }
 static inline void v_load_int4(const uint8_t *p, v_iw *low, v_iw *high)
 {
@@ -136,7 +147,12 @@ static inline void v_load_int4(const uint8_t *p, v_iw *low, v_iw *high)
     *high = _mm512_and_si512(_mm512_srli_epi16(b, 4), mask);
 }
 static inline v_ix v_load_ix(const uint8_t *p) { return _mm512_set1_epi32(*(const int32_t *)(const void *)p); }
-static inline vi v_dot_int8(vi acc, v_iw w, v_ix x) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, w, x); }
-static inline vi v_dot_int4(vi acc, v_iw w, v_ix x) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, w, x); }
+/* by name: around the intrinsic gcc 12 copies and spills accumulators that fit */
+static inline vi v_dot_int8(vi acc, v_iw w, v_ix x)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    return acc;
+}
+static inline vi v_dot_int4(vi acc, v_iw w, v_ix x) { return v_dot_int8(acc, w, x); }
 
 #endif

@@ -11,11 +11,13 @@
 #include <string.h>
 
 #define V_LANES 4                               /* lanes of the largest register block */
+#define V_INT_LANES 4
 #define V_TILES(lanes) ((lanes) <= 1 ? 2 : 1)   /* tiles worked on at once */
 #define V_KEEP 2                                /* int kinds: float accumulators that fit beside the sums */
 /* blocks of so many lanes prefetch their weights; see vec_avx512.h */
 #define V_SLOW(kind, lanes) ((kind) == V_INT4 || (lanes) >= 2)
 /* the instances X(kind, tiles, lanes) of a register block */
+#define V_INT_INSTANCES V_INSTANCES
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)
 
 typedef struct vf { float32x4_t v[4]; } vf;
@@ -139,6 +141,7 @@ static inline vf v_widen_s8(const int8_t *p)
 
 /* a macro: gcc 12 takes an inline function that only prefetches for a pure one and drops the calls */
 #define V_PREFETCH(p) __builtin_prefetch(p, 0, 2)
+#define V_PREFETCH_OUT(p) __builtin_prefetch(p, 1, 3)
 static inline vf v_bcast(const uint8_t *p) { return v_set1(*(const float *)(const void *)p); }
 
 /* bf16 weights times f32: the pair widened */
