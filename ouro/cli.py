@@ -1,4 +1,4 @@
-"""The command `ouro`: generate, chat, inspect, info."""
+"""The command `ouro`: generate, chat, inspect, quantize, info."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import ouro
 from ouro import _core
@@ -16,10 +16,12 @@ from ouro.bench import command as bench_command
 from ouro.errors import OuroError
 from ouro.extras import did_you_mean
 from ouro.generation import KV_POLICIES
+from ouro.loading import CHOICES, Compute
 from ouro.model import Model
 from ouro.trace import Trace
 
 DEFAULT_MODEL = "ouro-tiny"
+COMPUTE = get_args(Compute)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +48,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _model_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("-m", "--model", default=DEFAULT_MODEL, help="packaged name, directory or hub id (default: %(default)s)")
-    p.add_argument("--compute", default="bfloat16", choices=["float32", "bfloat16", "int8", "int4"])
+    p.add_argument("--compute", choices=COMPUTE, help="default: bfloat16, or what a packed model was packed for")
+    _machine_arguments(p)
+
+
+def _machine_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--threads", type=int, help="worker threads (default: all processors allowed)")
     p.add_argument("--local-files-only", action="store_true", help="never ask the hub")
 
@@ -150,11 +156,12 @@ def inspect(a: argparse.Namespace) -> None:
         print(f"wrote {a.html}", file=sys.stderr)
 
 
-def pack(a: argparse.Namespace) -> None:
-    """Write packed weights for the C API."""
-    model = _load(a)
-    model.save_packed(a.file)
-    print(f"wrote {a.file}, {a.file.stat().st_size:,} bytes", file=sys.stderr)
+def quantize(a: argparse.Namespace) -> None:
+    """Write a packed model: a directory that loads at once (ouro.load(DST), -m DST), and whose model.ouro C programs read."""
+    model = ouro.load(a.source, compute=a.compute, formats=dict(a.formats), threads=a.threads, local_files_only=a.local_files_only)
+    model.save_packed(a.directory)
+    size = sum(p.stat().st_size for p in a.directory.iterdir())
+    print(f"wrote {a.directory}, {size:,} bytes, {model.compute}", file=sys.stderr)
 
 
 def info(a: argparse.Namespace) -> None:
@@ -172,7 +179,8 @@ def info(a: argparse.Namespace) -> None:
                   f"({c.n_key_value_heads} key/value) of {c.d_head}, d_mlp {c.d_mlp}, vocabulary {c.d_vocab}"),
         ("context", f"{c.n_ctx} tokens"),
         ("compute", f"{model.compute}, keys and values {model.kv_dtype}"),
-        ("weights in memory", mib(core["weight_bytes"])),
+        ("weights in memory", mib(core["weight_bytes"]) + (", mapped" if core["mapped"] else "")),
+        ("  formats", ", ".join(f"{part} {name}" for part, name in core["formats"].items())),
         ("  shared layers", mib(core["layer_bytes"])),
         ("  head, embedding", f"{mib(core['head_bytes'])}, {mib(core['embed_bytes'])}"),
         ("key/value cache", f"{core['kv_page_bytes'] * c.n_steps / 64 / 1024:,.1f} KiB per token at {c.n_steps} steps"),
@@ -184,6 +192,14 @@ def info(a: argparse.Namespace) -> None:
     ]  # fmt: skip
     for name, value in rows:
         print(f"{name:18} {value}")
+
+
+def _format(text: str) -> tuple[str, str]:
+    part, equals, name = text.partition("=")
+    if not equals or name not in CHOICES.get(part, ()):
+        allowed = ", ".join(f"{p}={f}" for p, formats in CHOICES.items() for f in formats)
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {allowed}")
+    return part, name
 
 
 def parser() -> argparse.ArgumentParser:
@@ -212,13 +228,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (needs the notebook extra)")
     p.add_argument("--html", type=Path, metavar="FILE", help="also write a page: tokens with a step selector, exit distributions")
     p.set_defaults(run=inspect)
-    p = commands.add_parser("pack", help="packed weights for the C API", description=pack.__doc__)
-    p.add_argument("file", type=Path)
-    p.set_defaults(run=pack)
+    p = commands.add_parser("quantize", help="write a packed model", description=quantize.__doc__)
+    p.add_argument("source", metavar="SRC", help="packaged name, directory or hub id")
+    p.add_argument("directory", metavar="DST", type=Path, help="a directory that does not exist yet")
+    p.add_argument("--compute", choices=COMPUTE, default="int8", help="default: %(default)s")
+    p.add_argument("--formats", nargs="+", default=(), type=_format, metavar="PART=FORMAT",
+                   help="store parts otherwise than usual, e.g. down=int8 head=bfloat16; parts: " + ", ".join(CHOICES))  # fmt: skip
+    _machine_arguments(p)
+    p.set_defaults(run=quantize)
     p = commands.add_parser("info", help="model, memory, processor", description=info.__doc__)
     p.set_defaults(run=info)
-    for p in commands.choices.values():
-        _model_arguments(p)
+    for name, p in commands.choices.items():
+        if name != "quantize":
+            _model_arguments(p)
     p = commands.add_parser("bench", help="speed beside the machine's limits and peers", description=bench_command.bench.__doc__)
     bench_command.add_arguments(p)
     p.set_defaults(run=bench_command.bench)

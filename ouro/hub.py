@@ -13,7 +13,7 @@ PACKAGED = Path(__file__).parent / "models"
 
 # Only data: never Python files, pickles or other formats of the weights.
 FILES = (
-    "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
+    "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors", "model.ouro",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
 

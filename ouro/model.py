@@ -25,7 +25,8 @@ from ouro.generation import (
     takes_generation_arguments,
 )
 from ouro.hub import resolve
-from ouro.loading import Compute, KVDtype, load_core
+from ouro.loading import USUAL_HEAD, Compute, Format, KVDtype, Part, load_core
+from ouro.packed import save_packed
 from ouro.tokenizer import Tokenizer, check_ids
 from ouro.trace import Trace
 
@@ -280,9 +281,18 @@ class Model:
         found = self._core.weight(*core_tensor(name), begin, max(end - begin, 0))
         return found if len(shape) == 2 else found[0]
 
-    def save_packed(self, path: str | Path) -> None:
-        """Write the packed weights as one file that C programs load (csrc/include/ouro.h, docs/packed.md)."""
-        self._core.save(Path(path))
+    def save_packed(self, directory: str | Path) -> None:
+        """Write a packed model: a new directory that `ouro.load` opens in well under a second (docs/format.md).
+
+        It holds the weights in the formats of this model, its config, tokenizer and chat template, and appears when it is
+        complete. The weights file in it, `model.ouro`, is also what C programs read (csrc/include/ouro.h).
+
+        Raises
+        ------
+        FileExistsError, OSError
+            When something is there already, or the directory can not be written.
+        """
+        save_packed(self._core, self.path, Path(directory))
 
     def info(self) -> dict[str, Any]:
         """Sizes by part (bytes), kernels, threads and BLAS in use."""
@@ -292,11 +302,14 @@ class Model:
 def load(
     path_or_id: str | Path,
     *,
-    compute: Compute = "bfloat16",
+    compute: Compute | None = None,
+    formats: Mapping[Part, Format] | None = None,
     exact: bool = True,
     threads: int | None = None,
     kv_dtype: KVDtype | None = None,
     isa: str | None = None,
+    mmap: bool = True,
+    verify: bool = True,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -307,9 +320,14 @@ def load(
     Parameters
     ----------
     path_or_id
-        A packaged model (`"ouro-tiny"`), a directory in the released format, or a hub id.
+        A packaged model (`"ouro-tiny"`), a directory in the released format or packed by `save_packed`, or a hub id.
     compute
-        "bfloat16" (default), "float32" (the reference), "int8" or "int4" (quantised while loading).
+        "bfloat16" (default), "float32" (the reference), "int8" or "int4" (quantised while loading). A packed model has
+        its own, and another is refused; only bfloat16 weights also serve float32.
+    formats
+        With "int8" and "int4": how some parts are stored, where not as usual, e.g. `{"down": "int8", "head": "bfloat16"}`.
+        "o" (attention output) and "down" (feed-forward output) are "int8" or "int4", "head" and "embed" "bfloat16" or
+        "int8". Unless chosen, both are bfloat16 in int8 (most of its loss would be the head's) and int8 in int4.
     exact
         False lets large float32 products go through OpenBLAS: agrees to rounding, and loses the promise that a result
         never depends on batch, threads or chunking.
@@ -319,6 +337,10 @@ def load(
         Keys and values: "bfloat16" (default) or "int8"; "float32" with float32 compute.
     isa
         "scalar", "avx2", "avx512" or "neon" to force lower kernels; the environment variable OURO_ISA does the same.
+    mmap, verify
+        Of a packed model. The file is used where it is mapped, its pages are shared between processes; `mmap=False` reads
+        it into memory with huge pages instead. `verify=False` does not check the checksum of the weights, and so reads
+        nothing of them: a file of any size opens at once.
     revision, cache_dir, local_files_only, token
         For hub ids, as in `huggingface_hub.snapshot_download`.
 
@@ -330,7 +352,16 @@ def load(
         When the packed weights would not fit.
     """
     path = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    core, checkpoint, seconds = load_core(path, compute=compute, exact=exact, threads=threads, kv_dtype=kv_dtype, isa=isa)
-    label = compute if exact else f"{compute} (BLAS)"
-    kv = kv_dtype or ("float32" if compute == "float32" else "bfloat16")
-    return Model(core, checkpoint.config, path, label, kv, seconds)
+    made = load_core(path, compute=compute, exact=exact, threads=threads, kv_dtype=kv_dtype, isa=isa, formats=formats,
+                     mmap=mmap, verify=verify)  # fmt: skip
+    return Model(made.core, made.config, path, _label(made.core, made.compute, exact), made.kv_dtype, made.seconds)
+
+
+def _label(core: _core.Model, compute: str, exact: bool) -> str:
+    """`Model.compute`: the compute, and what was chosen otherwise."""
+    formats = core.info()["formats"]
+    notes = [] if exact else ["BLAS"]
+    if compute in ("int8", "int4"):
+        notes += [f"{part} {formats[part]}" for part in ("o", "down") if formats[part] != formats["layers"]]
+        notes += [f"head {formats['head']}"] if formats["head"] != USUAL_HEAD[compute] else []
+    return f"{compute} ({', '.join(notes)})" if notes else compute

@@ -25,7 +25,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 EXTRAS = {"matplotlib", "pandas", "xarray", "sklearn", "joblib", "torch", "IPython"}
 FENCE = re.compile(r"^(?:<!-- not run: (?P<why>[^>\n]+) -->\n)?```python\n(?P<code>.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"^    (ouro [a-z][^\n]*)$", re.M)
-QUICK = {"generate", "chat", "inspect", "info", "pack"}
+QUICK = {"generate", "chat", "inspect", "info", "quantize"}
 
 
 @pytest.fixture

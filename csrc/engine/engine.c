@@ -163,7 +163,8 @@ int ouro_engine_step(ouro_engine *e, ouro_poll_fn poll, void *poll_arg, const ou
     double begin = now();
     e->n_events = 0;
     ouro_admit(e);
-    int status = ouro_gather(e);
+    int status = ouro_map_check(&e->ws->model->map);
+    if (status == OURO_OK) status = ouro_gather(e);
     if (status == OURO_OK) status = ouro_pass(e->ws, e->lanes, e->n_lanes, poll, poll_arg);
     if (status == OURO_OK) status = ouro_after_pass(e);
     if (status == OURO_OK) status = ouro_run_readouts(e, poll, poll_arg);

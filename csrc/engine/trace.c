@@ -124,6 +124,7 @@ int ouro_trace_run(ouro_workspace *ws, const ouro_trace *t, ouro_poll_fn poll, v
 {
     if (!ws || !t) return ouro_fail(OURO_ERR_ARGUMENT, "workspace and trace must not be NULL");
     int status = check(ws, t);
+    if (status == OURO_OK) status = ouro_map_check(&ws->model->map);
     if (status != OURO_OK) return status;
     trace_run x = {.ws = ws, .t = t, .poll = poll, .poll_arg = poll_arg};
     status = open_run(&x);

@@ -1,7 +1,7 @@
 /* generate.c - loads a packed model and continues a list of token ids, greedily: the C API in one page.
  *
- *   ouro pack tiny.ouro
- *   make -C csrc && csrc/build/generate tiny.ouro 40 455 288 571 500
+ *   ouro quantize ouro-tiny tiny
+ *   make -C csrc && csrc/build/generate tiny/model.ouro 40 455 288 571 500
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* ouro.h - the core as a C library: what a program includes. Nothing of Python.
  *
- *   ouro_packed_read   -> ouro_model        packed weights, read only
+ *   ouro_packed_read   -> ouro_model        packed weights: model.ouro of a directory that `ouro quantize` made
  *   ouro_workspace_new -> ouro_workspace    scratch memory and threads; runs one thing at a time
  *   ouro_trace_run                          one forward, everything by step
  *   ouro_engine_new    -> ouro_engine       requests that generate; ouro_engine_step until none is pending

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/blas.h"
+#include "base/mapping.h"
 #include "kernels/kernels.h"
 #include "model/config.h"
 
@@ -40,6 +41,7 @@ typedef struct ouro_model {
     ouro_compute compute;
     ouro_formats formats;
     ouro_act_kind act;           /* what a product multiplies */
+    ouro_act_kind head_act;      /* what the readout multiplies: bf16 with a bf16 head, also in integer computes */
     ouro_format kv_format;       /* F32 or BF16: what attention multiplies */
     const ouro_kernels *kernels;
     ouro_blas *blas;             /* not NULL: exact=False; large f32 products may go there. Not owned */
@@ -50,15 +52,22 @@ typedef struct ouro_model {
     float *rope_inv_freq;        /* [d_head / 2] f32 */
     uint8_t *arena;              /* every packed matrix and vector lives here */
     size_t arena_bytes;
+    ouro_map map;                /* the packed file that the arena is a part of; map.data NULL: the arena is our own */
     atomic_int *rows_seen;       /* [OURO_N_TENSORS + (n_layers - 1) * per-layer tensors] rows put so far */
     int ready;
 } ouro_model;
 
-/* Lays out and allocates a model whose weights come by ouro_model_put. formats->layers F32 or BF16 for the float
- * computes, INT8 / INT4 for the integer ones. isa NULL: the best. The caller frees with ouro_model_free. */
+/* Lays out and allocates a model whose weights come by ouro_model_put. Formats F32 or BF16 for the float
+ * computes (F32 in float32 only), INT8 / INT4 for the integer ones, whose embedding and head are INT8 or BF16. isa NULL: the best. The caller frees with ouro_model_free. */
 int ouro_model_new(const ouro_config *config, ouro_compute compute, const ouro_formats *formats, const char *isa,
                    ouro_model **out);
 void ouro_model_free(ouro_model *m);
+
+/* The two halves of ouro_model_new for weights that exist already (packed.c): everything but the arena, whose size is
+ * arena_bytes; then the place of the arena, 64-byte aligned. */
+int ouro_model_shape(const ouro_config *config, ouro_compute compute, const ouro_formats *formats, const char *isa,
+                     ouro_model **out);
+void ouro_model_place(ouro_model *m, uint8_t *arena);
 
 /* Rows [row0, row0 + n_rows) of a tensor: data [n_rows][cols] of dtype, tightly packed. layer is ignored for the
  * tensors that no layer owns. Different rows may be put by different threads at the same time. */

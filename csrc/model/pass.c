@@ -61,7 +61,8 @@ int ouro_pass(ouro_workspace *ws, ouro_lane *lanes, int n, ouro_poll_fn poll, vo
 {
     if (n == 0) return OURO_OK;
     if (!ws || !lanes || n < 0) return ouro_fail(OURO_ERR_ARGUMENT, "a pass needs a workspace and lanes");
-    int status = ouro_workspace_reserve(ws, n);
+    int status = ouro_map_check(&ws->model->map);
+    if (status == OURO_OK) status = ouro_workspace_reserve(ws, n);
     if (status != OURO_OK) return status;
     const ouro_config *g = &ws->model->config;
     pass_run run = {ws, lanes, n, ouro_attention_spans(lanes, n, g->n_heads / g->n_kv_heads, ws->spans), poll, poll_arg};
@@ -101,9 +102,9 @@ static void readout_chunk(crew *c, const ouro_readout *rows, int n)
     const ouro_model *m = ws->model;
     size_t stride = ouro_logits_stride(&m->config);
     for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
-        for (int i = begin; i < end; i++) ouro_prepare(m->kernels, &ws->x_model, i, rows[i].state, m->config.d_model);
+        for (int i = begin; i < end; i++) ouro_prepare(m->kernels, &ws->x_state, i, rows[i].state, m->config.d_model);
     for (ouro_work *w = crew_phase(c, m->head.tiles); crew_take(c, w, 8, &begin, &end);)
-        ouro_product(ws, c->thread, &m->head, begin, end, &ws->x_model, n, ws->logits, stride);
+        ouro_product(ws, c->thread, &m->head, begin, end, &ws->x_state, n, ws->logits, stride);
     for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);)
         for (int i = begin; i < end; i++) finish_row(ws, &rows[i], ws->logits + (size_t)i * stride);
 }
@@ -124,7 +125,8 @@ int ouro_read_out(ouro_workspace *ws, const ouro_readout *rows, int n, ouro_poll
 {
     if (n == 0) return OURO_OK;
     if (!ws || !rows || n < 0) return ouro_fail(OURO_ERR_ARGUMENT, "a readout needs a workspace and states");
-    int status = ouro_workspace_reserve(ws, n < OURO_READOUT_ROWS ? n : OURO_READOUT_ROWS);
+    int status = ouro_map_check(&ws->model->map);
+    if (status == OURO_OK) status = ouro_workspace_reserve(ws, n < OURO_READOUT_ROWS ? n : OURO_READOUT_ROWS);
     if (status == OURO_OK) status = ouro_workspace_reserve_logits(ws);
     if (status != OURO_OK) return status;
     readout_run run = {ws, rows, n, poll, poll_arg};

@@ -41,7 +41,8 @@ void ouro_tensor_shape(const ouro_config *c, ouro_tensor tensor, int *rows, int 
 
 static int tiles_of(int rows) { return ouro_round_up(rows, OURO_TILE) / OURO_TILE; }
 
-/* Hands out 64-byte-aligned pieces of the arena; with base NULL it only counts. */
+/* Hands out 64-byte-aligned pieces of the arena; with base NULL it only counts. Whatever changes here or in the tiles
+ * changes the packed files: raise OURO_PACKED_VERSION (packed.h). */
 typedef struct cutter { uint8_t *base; size_t used; } cutter;
 
 static void *cut(cutter *c, size_t bytes)
@@ -89,22 +90,23 @@ static int counter_of(ouro_tensor tensor, int layer)
     return tensor < OURO_T_Q ? (int)tensor : (int)tensor + layer * (OURO_N_TENSORS - OURO_T_Q);
 }
 
+/* Layers are all float or all integer, as the compute says; embedding and head have 8 bits at least, 16 on request. */
 static int check_formats(ouro_compute compute, const ouro_formats *f)
 {
     int integer = compute == OURO_COMPUTE_INT8 || compute == OURO_COMPUTE_INT4;
-    const ouro_format used[] = {f->layers, f->o, f->down, f->head};
-    for (size_t i = 0; i < sizeof used / sizeof *used; i++) {
-        int is_integer = used[i] == OURO_INT8 || used[i] == OURO_INT4;
-        if (is_integer != integer || (compute == OURO_BFLOAT16 && used[i] != OURO_BF16))
-            return ouro_fail(OURO_ERR_ARGUMENT, "weight format %d does not go with compute %d", (int)used[i], (int)compute);
-    }
-    if (f->embed == OURO_INT4 || f->head == OURO_INT4)
-        return ouro_fail(OURO_ERR_ARGUMENT, "embedding and head are never stored below 8 bits");
-    return OURO_OK;
+    const ouro_format layer[] = {f->layers, f->o, f->down}, table[] = {f->head, f->embed};
+    int good = 1;
+    for (int i = 0; i < 3; i++) good &= integer ? layer[i] == OURO_INT8 || layer[i] == OURO_INT4
+                                                : layer[i] == OURO_BF16 || (layer[i] == OURO_F32 && compute == OURO_FLOAT32);
+    for (int i = 0; i < 2; i++) good &= integer ? table[i] == OURO_INT8 || table[i] == OURO_BF16
+                                                : table[i] == OURO_BF16 || (table[i] == OURO_F32 && compute == OURO_FLOAT32);
+    if (good) return OURO_OK;
+    return ouro_fail(OURO_ERR_ARGUMENT, "weight formats %d %d %d, head %d, embedding %d do not go with compute %d", (int)f->layers,
+                     (int)f->o, (int)f->down, (int)f->head, (int)f->embed, (int)compute);
 }
 
-int ouro_model_new(const ouro_config *config, ouro_compute compute, const ouro_formats *formats, const char *isa,
-                   ouro_model **out)
+int ouro_model_shape(const ouro_config *config, ouro_compute compute, const ouro_formats *formats, const char *isa,
+                     ouro_model **out)
 {
     if (!config || !formats || !out) return ouro_fail(OURO_ERR_ARGUMENT, "config, formats and out must not be NULL");
     *out = NULL;
@@ -120,23 +122,45 @@ int ouro_model_new(const ouro_config *config, ouro_compute compute, const ouro_f
     m->compute = compute;
     m->formats = *formats;
     m->act = compute == OURO_FLOAT32 ? OURO_ACT_F32 : compute == OURO_BFLOAT16 ? OURO_ACT_BF16 : OURO_ACT_S8;
+    m->head_act = m->act == OURO_ACT_S8 && formats->head == OURO_BF16 ? OURO_ACT_BF16 : m->act;
     m->kv_format = compute == OURO_FLOAT32 ? OURO_F32 : OURO_BF16;
     m->kernels = ouro_kernels_select(isa);
+    m->map.fd = -1;
     m->layers = calloc((size_t)config->n_layers, sizeof *m->layers);
-    m->rows_seen = calloc((size_t)n_counters(config), sizeof *m->rows_seen);
-    cutter count = {NULL, 0};
-    if (m->layers) lay_out(m, &count);
-    m->arena_bytes = count.used;
-    if (m->layers && m->rows_seen) m->arena = ouro_big_alloc(m->arena_bytes);
-    if (!m->kernels || !m->arena) {
-        status = !m->kernels ? OURO_ERR_UNSUPPORTED
-                             : ouro_fail(OURO_ERR_MEMORY, "the packed weights need %zu bytes, %zu are free",
-                                         m->arena_bytes, ouro_available_memory());
+    if (!m->kernels || !m->layers) {
+        status = !m->kernels ? OURO_ERR_UNSUPPORTED : ouro_fail(OURO_ERR_MEMORY, "no memory for %d layers", (int)config->n_layers);
         ouro_model_free(m);
         return status;
     }
-    cutter real = {m->arena, 0};
+    cutter count = {NULL, 0};
+    lay_out(m, &count);
+    m->arena_bytes = count.used;
+    *out = m;
+    return OURO_OK;
+}
+
+void ouro_model_place(ouro_model *m, uint8_t *arena)
+{
+    cutter real = {arena, 0};
+    m->arena = arena;
     lay_out(m, &real);
+}
+
+int ouro_model_new(const ouro_config *config, ouro_compute compute, const ouro_formats *formats, const char *isa,
+                   ouro_model **out)
+{
+    ouro_model *m;
+    int status = ouro_model_shape(config, compute, formats, isa, &m);
+    if (status != OURO_OK) return status;
+    uint8_t *arena = ouro_big_alloc(m->arena_bytes);
+    m->rows_seen = calloc((size_t)n_counters(config), sizeof *m->rows_seen);
+    if (arena) ouro_model_place(m, arena);
+    if (!arena || !m->rows_seen) {
+        status = ouro_fail(OURO_ERR_MEMORY, "the packed weights need %zu bytes, %zu are free", m->arena_bytes,
+                           ouro_available_memory());
+        ouro_model_free(m);
+        return status;
+    }
     for (int i = 0; i < config->d_head / 2; i++)
         m->rope_inv_freq[i] = 1.0f / (float)pow(config->rope_theta, 2.0 * i / config->d_head);
     *out = m;
@@ -146,7 +170,8 @@ int ouro_model_new(const ouro_config *config, ouro_compute compute, const ouro_f
 void ouro_model_free(ouro_model *m)
 {
     if (!m) return;
-    if (m->arena) ouro_big_free(m->arena, m->arena_bytes);
+    if (m->arena && !m->map.data) ouro_big_free(m->arena, m->arena_bytes);
+    ouro_map_close(&m->map);
     free(m->rows_seen);
     free(m->layers);
     free(m);
@@ -258,6 +283,7 @@ int ouro_model_get(const ouro_model *m, ouro_tensor tensor, int layer, int row0,
 int ouro_model_finish(ouro_model *m)
 {
     if (!m) return ouro_fail(OURO_ERR_ARGUMENT, "model must not be NULL");
+    if (m->ready) return OURO_OK;
     for (int layer = 0; layer < m->config.n_layers; layer++)
         for (int t = layer ? OURO_T_Q : 0; t < OURO_N_TENSORS; t++) {
             int rows, cols, seen = atomic_load(&m->rows_seen[counter_of((ouro_tensor)t, layer)]);

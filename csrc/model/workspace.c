@@ -108,8 +108,10 @@ int ouro_workspace_reserve(ouro_workspace *ws, int lanes)
 int ouro_workspace_reserve_logits(ouro_workspace *ws)
 {
     if (ws->logits) return OURO_OK;
-    size_t bytes = OURO_READOUT_ROWS * ouro_logits_stride(&ws->model->config) * sizeof(float);
-    ws->logits = ouro_alloc(bytes);
+    const ouro_model *m = ws->model;
+    size_t bytes = OURO_READOUT_ROWS * ouro_logits_stride(&m->config) * sizeof(float);
+    acts_free(&ws->x_state);
+    if (acts_new(ws, &ws->x_state, m->head_act, m->config.d_model, OURO_READOUT_ROWS) == OURO_OK) ws->logits = ouro_alloc(bytes);
     return ws->logits ? OURO_OK : ouro_fail(OURO_ERR_MEMORY, "no memory for %zu bytes of logits", bytes);
 }
 
@@ -144,6 +146,7 @@ void ouro_workspace_free(ouro_workspace *ws)
 {
     if (!ws) return;
     free_rows(ws);
+    acts_free(&ws->x_state);
     ouro_free(ws->logits);
     for (int i = 0; ws->scratch && i < ws->n_threads; i++) ouro_free(ws->scratch[i]);
     free(ws->scratch);

@@ -30,6 +30,7 @@ typedef struct ouro_workspace {
     float *mlp;                      /* [lanes][d_mlp padded to 16] f32, integer computes only */
     float *rope;                     /* [lanes][2][d_head / 2] f32: cos, sin of the lane's position */
     ouro_span *spans;                /* [lanes] */
+    ouro_acts x_state;               /* [READOUT_ROWS] states, input of the head, allocated with logits */
     float *logits;                   /* [READOUT_ROWS][d_vocab padded to 16] f32, allocated by the first readout */
     int n_threads;
     uint8_t **scratch;               /* [n_threads] attention scratch, see attention.c */

@@ -47,6 +47,14 @@ int ouro_model_is_ready(const model_object *m);
 PyObject *ouro_python_read_bandwidth(PyObject *self, PyObject *args);
 PyObject *ouro_python_peak(PyObject *self, PyObject *args);
 
+/* "float32", "bfloat16", "int8", "int4": the names of formats and of computes; -1 and an exception for another */
+const char *ouro_format_name(int format);
+int ouro_format_by_name(const char *name);
+
+/* packed.c: `Model.save`, and the functions `look_packed` and `open_packed` */
+PyObject *ouro_model_save(PyObject *model, PyObject *args);
+extern PyMethodDef ouro_packed_functions[];
+
 /* A new C-contiguous float32 array; filled with NaN when `blank`. */
 PyObject *ouro_new_floats(int nd, const npy_intp *shape, int blank);
 

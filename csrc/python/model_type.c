@@ -3,7 +3,6 @@
 
 #include "base/cpu.h"
 #include "engine/trace.h"
-#include "model/packed.h"
 
 void ouro_model_lock(model_object *m)
 {
@@ -24,11 +23,14 @@ int ouro_model_is_ready(const model_object *m)
 
 /* ---- making one ------------------------------------------------------------------------------------------------ */
 
-static int format_by_name(const char *name)
+static const char *const format_names[] = {"float32", "bfloat16", "int8", "int4"};
+
+const char *ouro_format_name(int format) { return format_names[format]; }
+
+int ouro_format_by_name(const char *name)
 {
-    static const char *const names[] = {"float32", "bfloat16", "int8", "int4"};
     for (int i = 0; i < 4; i++)
-        if (strcmp(name, names[i]) == 0) return i;
+        if (strcmp(name, format_names[i]) == 0) return i;
     PyErr_Format(PyExc_ValueError, "unknown format '%s', expected float32, bfloat16, int8 or int4", name);
     return -1;
 }
@@ -47,10 +49,10 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                                      &format_name[2], &format_name[3], &format_name[4], &isa))
         return NULL;
     c.tied = tied;
-    int compute = format_by_name(compute_name), format[5];
+    int compute = ouro_format_by_name(compute_name), format[5];
     if (compute < 0) return NULL;
     for (int i = 0; i < 5; i++)
-        if ((format[i] = format_by_name(format_name[i])) < 0) return NULL;
+        if ((format[i] = ouro_format_by_name(format_name[i])) < 0) return NULL;
     model_object *self = (model_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->lock = PyThread_allocate_lock();
@@ -105,7 +107,7 @@ static PyObject *model_finish(PyObject *o, PyObject *args)
     model_object *self = (model_object *)o;
     int threads, kv;
     const char *kv_name, *blas = NULL;
-    if (!PyArg_ParseTuple(args, "is|z", &threads, &kv_name, &blas) || (kv = format_by_name(kv_name)) < 0) return NULL;
+    if (!PyArg_ParseTuple(args, "is|z", &threads, &kv_name, &blas) || (kv = ouro_format_by_name(kv_name)) < 0) return NULL;
     if (self->ws) {
         PyErr_SetString(PyExc_RuntimeError, "the model is finished already");
         return NULL;
@@ -278,21 +280,6 @@ static PyObject *model_readout(PyObject *o, PyObject *args)
     return result;
 }
 
-/* save(path): the packed weights as a file for the C API (csrc/model/packed.h) */
-static PyObject *model_save(PyObject *o, PyObject *arg)
-{
-    model_object *self = (model_object *)o;
-    PyObject *path;
-    int status;
-    if (!ouro_model_is_ready(self) || !PyUnicode_FSConverter(arg, &path)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    status = ouro_packed_write(self->model, PyBytes_AS_STRING(path));
-    Py_END_ALLOW_THREADS
-    Py_DECREF(path);
-    if (status != OURO_OK) return ouro_raise(status);
-    Py_RETURN_NONE;
-}
-
 /* ---- facts ------------------------------------------------------------------------------------------------------- */
 
 static PyObject *model_info(PyObject *o, PyObject *unused)
@@ -306,12 +293,16 @@ static PyObject *model_info(PyObject *o, PyObject *unused)
         layers += ouro_matrix_bytes(&y->qkv) + ouro_matrix_bytes(&y->o) + ouro_matrix_bytes(&y->gate_up) + ouro_matrix_bytes(&y->down);
     }
     size_t head = ouro_matrix_bytes(&m->head), embed = m->config.tied ? 0 : ouro_matrix_bytes(&m->embed);
-    return Py_BuildValue("{s:s,s:i,s:n,s:n,s:n,s:n,s:n,s:n,s:s}", "kernels", m->kernels->name, "threads",
+    const ouro_formats *f = &m->formats;
+    return Py_BuildValue("{s:s,s:i,s:n,s:n,s:n,s:n,s:n,s:n,s:s,s:O,s:{s:s,s:s,s:s,s:s,s:s}}", "kernels", m->kernels->name, "threads",
                          self->ws ? self->ws->n_threads : 0, "weight_bytes", (Py_ssize_t)m->arena_bytes, "layer_bytes",
                          (Py_ssize_t)layers, "head_bytes", (Py_ssize_t)head, "embed_bytes", (Py_ssize_t)embed,
                          "kv_page_bytes", self->ws ? (Py_ssize_t)self->ws->kv.page_bytes : (Py_ssize_t)0,
                          "workspace_bytes", self->ws ? (Py_ssize_t)self->ws->bytes : (Py_ssize_t)0, "blas",
-                         self->blas ? ouro_blas_config(self->blas) : "");
+                         self->blas ? ouro_blas_config(self->blas) : "", "mapped", m->map.data ? Py_True : Py_False,
+                         "formats", "layers", ouro_format_name((int)f->layers), "o", ouro_format_name((int)f->o), "down",
+                         ouro_format_name((int)f->down), "head", ouro_format_name((int)f->head), "embed",
+                         ouro_format_name((int)f->embed));
 }
 
 static PyMethodDef methods[] = {
@@ -321,7 +312,7 @@ static PyMethodDef methods[] = {
      "weight($self, tensor, layer, row0, n_rows, /)\n--\n\nRows of one tensor as they are stored, float32."},
     {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, /)\n--\n\nStates, gate logits and logits by step."},
     {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
-    {"save", model_save, METH_O, "save($self, path, /)\n--\n\nWrites the packed weights as a file for the C API."},
+    {"save", ouro_model_save, METH_VARARGS, "save($self, path, progress=None, /)\n--\n\nWrites the packed weights as one file."},
     {"info", model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},
     {NULL, NULL, 0, NULL},
 };

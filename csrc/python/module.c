@@ -15,7 +15,8 @@ static PyObject *exception_of(int status)
 {
     const char *name = status == OURO_ERR_MEMORY ? "MemoryLimitError"
                        : status == OURO_ERR_CONTEXT ? "ContextLengthError"
-                       : status == OURO_ERR_UNSUPPORTED ? "UnsupportedError" : NULL;
+                       : status == OURO_ERR_UNSUPPORTED ? "UnsupportedError"
+                       : status == OURO_ERR_FORMAT ? "CheckpointError" : NULL;
     PyObject *errors = name ? PyImport_ImportModule("ouro.errors") : NULL;
     PyObject *type = errors ? PyObject_GetAttrString(errors, name) : NULL;
     Py_XDECREF(errors);
@@ -201,6 +202,7 @@ static int module_exec(PyObject *module)
 {
     import_array1(-1);
     module_state *s = PyModule_GetState(module);
+    if (PyModule_AddFunctions(module, ouro_packed_functions) < 0) return -1;
     if (add_type(module, &ouro_model_spec, &s->model_type) < 0) return -1;
     return add_type(module, &ouro_engine_spec, &s->engine_type);
 }
