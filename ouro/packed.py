@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ouro import _core
 from ouro.config import ModelConfig, load_config
@@ -102,6 +101,8 @@ def open_packed(
 
 
 def _write_into(target: Path, core: _core.Model, source: Path) -> None:
+    from tqdm.auto import tqdm
+
     for name in BESIDE:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -161,7 +161,7 @@ def test_what_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
             assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("ouro.packed.tqdm", Stopped)
+    monkeypatch.setattr("tqdm.auto.tqdm", Stopped)
     with pytest.raises(KeyboardInterrupt):
         model.save_packed(tmp_path / "m")
     assert not list(tmp_path.iterdir())
