@@ -96,7 +96,9 @@ def damaged(header, data, kind):
         case "huge":
             entry["data_offsets"][1] = 1 << 70
         case "overlap":
-            entry["data_offsets"] = h[names[1]]["data_offsets"]
+            sizes = [h[n]["data_offsets"][1] - h[n]["data_offsets"][0] for n in names]
+            at = next(i for i in range(1, len(names)) if sizes[i] == sizes[i - 1])
+            h[names[at]]["data_offsets"] = h[names[at - 1]]["data_offsets"]
         case "overflow":
             entry["shape"] = [1 << 40, 1 << 40]
         case "keys":
@@ -112,8 +114,17 @@ def damaged(header, data, kind):
     return h, data
 
 
-KINDS = ["missing", "surplus", "truncated", "trailing", "dtype", "size", "negative", "bool", "huge", "overlap", "overflow", "keys",
-         "entry", "metadata", "transposed", "renamed"]  # fmt: skip
+# kind of damage: words of the message, and which of tensor, found and expected it must give beside the file
+KINDS = {
+    "missing": ("is missing", "tensor expected"), "surplus": ("surplus", "tensor expected"),
+    "truncated": ("truncated", "tensor found expected"),
+    "trailing": ("behind the last", "found expected"), "dtype": ("unsupported dtype", "tensor found expected"),
+    "size": ("do not fit dtype and shape", "tensor found expected"), "negative": ("malformed data_offsets", "tensor found expected"),
+    "bool": ("malformed data_offsets", "tensor found expected"), "huge": ("malformed data_offsets", "tensor found expected"),
+    "overlap": ("overlaps", "tensor found expected"), "overflow": ("do not fit dtype and shape", "tensor found expected"),
+    "keys": ("malformed", "tensor found expected"), "entry": ("malformed", "tensor found expected"), "metadata": ("__metadata__", ""),
+    "transposed": ("wrong shape", "tensor found expected"), "renamed": ("out of order", "tensor found expected"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,8 +132,11 @@ def test_damaged_files_refused(tmp_path, kind):
     d = copy_fixture("tiny-mha", tmp_path)
     header, data = read_parts(d / "model.safetensors")
     write_parts(d / "model.safetensors", *damaged(header, data, kind))
-    with pytest.raises(ouro.CheckpointError):
+    words, named = KINDS[kind]
+    with pytest.raises(ouro.CheckpointError, match=words) as caught:
         ouro.load(d)
+    assert caught.value.file in (str(d / "model.safetensors"), str(d))
+    assert all(getattr(caught.value, name) is not None for name in named.split())
 
 
 @pytest.mark.parametrize("raw", [b"", b"1234567", struct.pack("<Q", 1 << 63), struct.pack("<Q", 5) + b"{", struct.pack("<Q", 2) + b"[]",
