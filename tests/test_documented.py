@@ -107,3 +107,15 @@ def test_command_lines(words, offline, capsys):
         if getattr(arguments, "plot", None):
             pytest.importorskip("matplotlib")
         assert cli.main(words) == 0, capsys.readouterr().err
+
+
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("[CT]*.md"))], ids=lambda p: p.name)
+def test_links_between_files(page):
+    """Links inside the repository lead somewhere, and every page of docs/ is in the index."""
+    found = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
+    assert [link for link in found if not (page.parent / link).exists()] == []
+    if page == ROOT / "docs" / "README.md":
+        assert {p.name for p in page.parent.glob("*.md")} - {"README.md"} <= set(found)

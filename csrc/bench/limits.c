@@ -226,6 +226,11 @@ static void int8_neon(int64_t turns)
     atomic_store(&sink, (uint64_t)vaddvq_s32(x[0]));
 }
 
+#ifdef __clang__
+__attribute__((target("dotprod")))
+#else
+__attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
 static void int8_sdot(int64_t turns)
 {
     int8x16_t a = vdupq_n_s8(0);
@@ -235,7 +240,7 @@ static void int8_sdot(int64_t turns)
         HIDE("w", x[i]);
     }
     for (int64_t n = 0; n < turns; n++)
-        EACH __asm__ volatile(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %1.16b" : "+w"(x[i]) : "w"(a));
+        EACH __asm__ volatile("sdot %0.4s, %1.16b, %1.16b" : "+w"(x[i]) : "w"(a));
     for (int i = 1; i < CHAINS; i++) x[0] = vaddq_s32(x[0], x[i]);
     atomic_store(&sink, (uint64_t)vaddvq_s32(x[0]));
 }
