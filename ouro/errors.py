@@ -63,3 +63,7 @@ class ContextLengthError(OuroError, ValueError):
 
 class UnsupportedError(OuroError, RuntimeError):
     """This machine or build can not do it, such as an instruction set it does not have; the message says what it can."""
+
+
+class QueueFullError(OuroError, RuntimeError):
+    """An engine has as many requests waiting as it was told to hold; try again when some have ended."""

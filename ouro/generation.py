@@ -289,13 +289,13 @@ class GenerationLoop:
                 self._engine.cancel(request)
 
     def _on_event(self, event: tuple[Any, ...], cache_bytes: int) -> Iterator[tuple[int, str, Generation]]:
-        request, token, logprob, exit_step, finish, pdf, top_ids, top_logprobs, stats = event
+        request, token, logprob, exit_step, finish, pdf, top_ids, top_logprobs, stats, error = event
         running = self._running.get(request)
         if running is None:  # its stop string was found before
             return
         result, piece = running.result, ""
         if finish == FAILED:
-            raise RuntimeError("the engine could not go on with this request (out of memory?)")
+            raise error
         if token >= 0:
             result.token_ids.append(token)
             result.logprobs.append(logprob)

@@ -23,7 +23,8 @@ const char *ouro_last_error(void) { return detail; }
 const char *ouro_status_name(int status)
 {
     static const char *const names[] = {"ok", "bad argument", "bad shape", "out of memory", "context too long",
-                                        "cancelled", "wrong state", "bad format", "unsupported", "system error"};
+                                        "cancelled", "wrong state", "bad format", "unsupported", "system error",
+                                        "too busy"};
     int i = -status;
     return i >= 0 && i < (int)(sizeof names / sizeof *names) ? names[i] : "unknown status";
 }

@@ -1,9 +1,9 @@
 /* admit.c - how a request comes, waits and goes: checks, the queue, admission, the events of its end; see engine.h. */
 #include "engine/inside.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
-#include "base/memory.h"
 #include "ouro_status.h"
 
 ouro_event *ouro_add_event(ouro_engine *e, const ouro_event *from)
@@ -21,6 +21,15 @@ void ouro_rest_request(ouro_engine *e, ouro_request *r)
     r->reserved = rest;
 }
 
+static void add_stats(ouro_stats *to, const ouro_stats *s)
+{
+    to->tokens += s->tokens, to->prompt_tokens += s->prompt_tokens, to->prefix_tokens += s->prefix_tokens;
+    to->guesses += s->guesses, to->kept += s->kept, to->dropped += s->dropped;
+    to->first_tried += s->first_tried, to->first_right += s->first_right;
+    to->second_tried += s->second_tried, to->second_right += s->second_right;
+    to->prefill_seconds += s->prefill_seconds, to->decode_seconds += s->decode_seconds;
+}
+
 void ouro_remove_request(ouro_engine *e, ouro_request *r)
 {
     for (ouro_request **at = &e->requests; *at; at = &(*at)->next)
@@ -29,6 +38,11 @@ void ouro_remove_request(ouro_engine *e, ouro_request *r)
             break;
         }
     if (r->running) e->reserved -= r->reserved;
+    pthread_mutex_lock(&e->door);
+    e->pending--;
+    e->waiting -= !r->running;
+    pthread_mutex_unlock(&e->door);
+    add_stats(&e->stats, &r->stats);
     ouro_request_free(r);
 }
 
@@ -36,6 +50,7 @@ void ouro_end_request(ouro_engine *e, ouro_request *r, ouro_finish finish, int s
 {
     ouro_event last = {.request = r->id, .token = -1, .exit_step = -1, .finish = finish, .status = status,
                        .stats = r->stats};
+    if (status != OURO_OK) snprintf(last.detail, sizeof last.detail, "%s", ouro_last_error());
     ouro_add_event(e, &last);
     ouro_remove_request(e, r);
 }
@@ -72,72 +87,104 @@ static int check_params(const ouro_engine *e, const int32_t *tokens, int n, cons
     return status == OURO_OK ? ouro_sampling_check(&p->sampling) : status;
 }
 
-static size_t cache_limit(const ouro_engine *e)
-{
-    if (e->fixed_limit) return e->budget.limit;
-    return e->budget.bytes + ouro_available_memory() / 10 * 9;
-}
-
 int ouro_engine_submit(ouro_engine *e, const int32_t *tokens, int n, const ouro_request_params *p, int64_t *id)
 {
     if (!e || !tokens || !p || !id) return ouro_fail(OURO_ERR_ARGUMENT, "engine, tokens, params and id must not be NULL");
     int status = check_params(e, tokens, n, p);
     if (status != OURO_OK) return status;
     ouro_request *r;
-    status = ouro_request_new(&e->budget, e->last_id + 1, tokens, n, p, &r);
+    status = ouro_request_new(&e->budget, 0, tokens, n, p, &r);
     if (status != OURO_OK) return status;
-    size_t limit = cache_limit(e);
-    if (r->reserved > limit) {
-        status = ouro_fail(OURO_ERR_MEMORY, "the key/value cache of %d positions at %d steps needs %zu bytes, %zu are allowed",
-                           n + p->max_new_tokens, r->depth, r->reserved, limit);
+    r->stats.prompt_tokens = n;
+    if (r->reserved > e->options.max_cache_bytes) {
+        status = ouro_fail(OURO_ERR_MEMORY,
+                           "the key/value cache of %d positions at %d steps needs %zu bytes, %zu are allowed",
+                           n + p->max_new_tokens, r->depth, r->reserved, e->options.max_cache_bytes);
         ouro_request_free(r);
         return status;
     }
-    *id = r->id = ++e->last_id;
-    r->stats.prompt_tokens = n;
-    ouro_request **end = &e->requests;
-    while (*end) end = &(*end)->next;
-    *end = r;
-    return OURO_OK;
+    pthread_mutex_lock(&e->door);
+    bool full = e->options.max_queue > 0 && e->waiting >= e->options.max_queue;
+    if (!full) {
+        *id = r->id = ++e->last_id;
+        *e->arrived_end = r;
+        e->arrived_end = &r->next;
+        e->pending++;
+        e->waiting++;
+    }
+    pthread_mutex_unlock(&e->door);
+    if (!full) return OURO_OK;
+    ouro_request_free(r);
+    return ouro_fail(OURO_ERR_BUSY, "%d requests are waiting already, which is max_queue", e->options.max_queue);
 }
 
-static ouro_request *find(const ouro_engine *e, int64_t id)
+int ouro_engine_cancel(ouro_engine *e, int64_t id)
 {
-    for (ouro_request *r = e->requests; r; r = r->next)
-        if (r->id == id) return r;
-    return NULL;
+    pthread_mutex_lock(&e->door);
+    int status = ouro_grow(&e->cancels, &e->cancel_capacity, e->n_cancels + 1, sizeof *e->cancels);
+    if (status == OURO_OK) e->cancels[e->n_cancels++] = id;
+    pthread_mutex_unlock(&e->door);
+    return status;
 }
 
-void ouro_engine_cancel(ouro_engine *e, int64_t id)
+int ouro_engine_pending(ouro_engine *e)
 {
-    ouro_request *r = find(e, id);
-    if (r) r->cancelled = true;
-}
-
-int ouro_engine_pending(const ouro_engine *e)
-{
-    int n = 0;
-    for (const ouro_request *r = e->requests; r; r = r->next) n++;
+    pthread_mutex_lock(&e->door);
+    int n = e->pending;
+    pthread_mutex_unlock(&e->door);
     return n;
 }
 
-void ouro_admit(ouro_engine *e)
+/* What other threads left at the door. */
+static int take_in(ouro_engine *e)
 {
-    int lanes = 0;
-    size_t limit = cache_limit(e);
-    for (ouro_request *r = e->requests; r; r = r->next) lanes += r->running;
+    ouro_request **end = &e->requests;
+    while (*end) end = &(*end)->next;
+    pthread_mutex_lock(&e->door);
+    ouro_request *first = e->arrived;
+    *end = first;
+    e->arrived = NULL;
+    e->arrived_end = &e->arrived;
+    for (int i = 0; i < e->n_cancels; i++)
+        for (ouro_request *r = e->requests; r; r = r->next)
+            if (r->id == e->cancels[i]) r->cancelled = true;
+    e->n_cancels = 0;
+    pthread_mutex_unlock(&e->door);
+    int status = OURO_OK;
+    for (ouro_request *r = first; status == OURO_OK && r; r = r->next)
+        status = ouro_note(e, OURO_LINE_ARRIVE, r->id, r->n_prompt, r->depth, -1);
+    return status;
+}
+
+static int drop_cancelled(ouro_engine *e)
+{
+    int status = OURO_OK;
     for (ouro_request *r = e->requests, *next; r; r = next) {
         next = r->next;
-        if (r->cancelled) {
-            ouro_end_request(e, r, OURO_FINISH_CANCELLED, OURO_OK);
-            continue;
-        }
+        if (!r->cancelled) continue;
+        if (status == OURO_OK) status = ouro_note(e, OURO_LINE_CANCEL, r->id, r->seq.n_tokens, -1, -1);
+        ouro_end_request(e, r, OURO_FINISH_CANCELLED, OURO_OK);
+    }
+    return status;
+}
+
+int ouro_admit(ouro_engine *e)
+{
+    int running = 0, started = 0, status = take_in(e);
+    if (status == OURO_OK) status = drop_cancelled(e);
+    for (ouro_request *r = e->requests; r; r = r->next) running += r->running;
+    for (ouro_request *r = e->requests; status == OURO_OK && r; r = r->next) {
         if (r->running) continue;
         /* first come, first served: a large request is not overtaken for ever by small ones */
-        if (lanes >= e->max_lanes || e->reserved + r->reserved > limit) break;
+        if (running >= e->options.max_lanes || r->reserved > e->options.max_cache_bytes - e->reserved) break;
         r->running = true;
+        r->turn = ++e->turn;
         e->reserved += r->reserved;
-        lanes++;
+        running++, started++;
+        status = ouro_note(e, OURO_LINE_START, r->id, -1, -1, -1);
     }
-    e->budget.limit = limit > e->budget.bytes ? limit : e->budget.bytes;
+    pthread_mutex_lock(&e->door);
+    e->waiting -= started;
+    pthread_mutex_unlock(&e->door);
+    return status;
 }

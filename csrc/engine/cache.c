@@ -10,7 +10,7 @@
 ouro_page *ouro_page_new(ouro_page_budget *b)
 {
     size_t bytes = b->layout->page_bytes;
-    if (bytes > b->limit - b->bytes) {
+    if (bytes > b->limit - b->bytes && !(b->make_room && b->make_room(b->make_room_arg, bytes))) {
         ouro_fail(OURO_ERR_MEMORY, "the key/value cache needs %zu more bytes, %zu of %zu are in use", bytes, b->bytes,
                   b->limit);
         return NULL;
@@ -103,6 +103,21 @@ static int add_block(ouro_sequence *s)
         size_t at = (size_t)t * (size_t)s->block_capacity + (size_t)s->n_blocks;
         s->page[at] = p;
         s->data[at] = p->data;
+    }
+    s->n_blocks++;
+    return OURO_OK;
+}
+
+int ouro_sequence_share(ouro_sequence *s, ouro_page *const *pages)
+{
+    if (s->n_blocks == s->block_capacity) {
+        int status = widen(s, s->n_blocks ? 2 * s->n_blocks : 4);
+        if (status != OURO_OK) return status;
+    }
+    for (int t = 0; t < s->n_rows; t++) {
+        size_t at = (size_t)t * (size_t)s->block_capacity + (size_t)s->n_blocks;
+        s->page[at] = ouro_page_share(pages[t]);
+        s->data[at] = pages[t]->data;
     }
     s->n_blocks++;
     return OURO_OK;

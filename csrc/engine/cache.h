@@ -7,7 +7,7 @@
 #ifndef OURO_ENGINE_CACHE_H
 #define OURO_ENGINE_CACHE_H
 
-#include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,6 +17,8 @@
 typedef struct ouro_page_budget {
     const ouro_kv_layout *layout;
     size_t bytes, peak, limit;
+    bool (*make_room)(void *arg, size_t bytes);  /* frees pages that nobody needs until `bytes` fit, or says no; may be NULL */
+    void *make_room_arg;
 } ouro_page_budget;
 
 typedef struct ouro_page {
@@ -43,6 +45,13 @@ void ouro_sequence_fini(ouro_sequence *s);
 /* Pages for positions 0..n-1 at every step, and room for as many tokens. OURO_ERR_MEMORY with the numbers when the budget or the system has none. */
 int ouro_sequence_reserve(ouro_sequence *s, int n);
 int ouro_sequence_append(ouro_sequence *s, int32_t token);
+/* The next block, at every step, from pages [n_steps] that already hold its positions: shared, and not written again. */
+int ouro_sequence_share(ouro_sequence *s, ouro_page *const *pages);
+
+static inline ouro_page *ouro_sequence_page(const ouro_sequence *s, int step, int block)
+{
+    return s->page[(size_t)step * (size_t)s->block_capacity + (size_t)block];
+}
 
 /* The pages that lanes of `step` read, [n_blocks]. */
 static inline uint8_t *const *ouro_sequence_pages(const ouro_sequence *s, int step)

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/memory.h"
 #include "ouro_status.h"
 
 static double now(void)
@@ -28,18 +29,38 @@ int ouro_grow(void *at, int *capacity, int n, size_t element)
     return OURO_OK;
 }
 
-int ouro_engine_new(ouro_workspace *ws, int max_lanes, size_t max_cache_bytes, ouro_engine **out)
+static bool make_room(void *arg, size_t bytes) { return ouro_prefix_make_room(arg, bytes); }
+
+static int check_options(const ouro_engine_options *o)
 {
-    if (!ws || !out) return ouro_fail(OURO_ERR_ARGUMENT, "workspace and out must not be NULL");
-    if (max_lanes < 1 || max_lanes > 1 << 16)
-        return ouro_fail(OURO_ERR_ARGUMENT, "max_lanes is %d, expected 1 to %d", max_lanes, 1 << 16);
+    if (o->max_lanes < 1 || o->max_lanes > 1 << 16)
+        return ouro_fail(OURO_ERR_ARGUMENT, "max_lanes is %d, expected 1 to %d", o->max_lanes, 1 << 16);
+    if (o->prefill_lanes < 0 || o->prefill_lanes > 1 << 16)
+        return ouro_fail(OURO_ERR_ARGUMENT, "prefill_lanes is %d, expected 0 to %d", o->prefill_lanes, 1 << 16);
+    if (o->max_queue < 0) return ouro_fail(OURO_ERR_ARGUMENT, "max_queue is %d, expected 0 or more", o->max_queue);
+    return OURO_OK;
+}
+
+int ouro_engine_new(ouro_workspace *ws, const ouro_engine_options *options, ouro_engine **out)
+{
+    if (!ws || !options || !out) return ouro_fail(OURO_ERR_ARGUMENT, "workspace, options and out must not be NULL");
+    int status = check_options(options);
+    if (status != OURO_OK) return status;
     ouro_engine *e = calloc(1, sizeof *e);
     if (!e) return ouro_fail(OURO_ERR_MEMORY, "no memory for an engine");
     e->ws = ws;
-    e->max_lanes = max_lanes;
-    e->fixed_limit = max_cache_bytes > 0;
-    e->budget = (ouro_page_budget){.layout = &ws->kv, .limit = max_cache_bytes};
-    int status = ouro_sampler_init(&e->sampler, ws->model->config.d_vocab);
+    e->options = *options;
+    e->arrived_end = &e->arrived;
+    if (!e->options.max_cache_bytes) e->options.max_cache_bytes = ouro_available_memory() / 10 * 9;
+    if (!e->options.prefill_lanes) e->options.prefill_lanes = 32;
+    e->budget = (ouro_page_budget){.layout = &ws->kv, .limit = e->options.max_cache_bytes, .make_room = make_room,
+                                   .make_room_arg = &e->prefix};
+    ouro_prefix_init(&e->prefix, &e->budget, e->options.prefix_cache_bytes);
+    status = ouro_sampler_init(&e->sampler, ws->model->config.d_vocab);
+    if (status == OURO_OK && pthread_mutex_init(&e->door, NULL)) {
+        ouro_sampler_fini(&e->sampler);
+        status = ouro_fail(OURO_ERR_SYSTEM, "no mutex for an engine");
+    }
     if (status != OURO_OK) {
         free(e);
         return status;
@@ -48,15 +69,24 @@ int ouro_engine_new(ouro_workspace *ws, int max_lanes, size_t max_cache_bytes, o
     return OURO_OK;
 }
 
+static void free_requests(ouro_request *r)
+{
+    while (r) {
+        ouro_request *next = r->next;
+        ouro_request_free(r);
+        r = next;
+    }
+}
+
 void ouro_engine_free(ouro_engine *e)
 {
     if (!e) return;
-    while (e->requests) {
-        ouro_request *r = e->requests;
-        e->requests = r->next;
-        ouro_request_free(r);
-    }
+    free_requests(e->requests);
+    free_requests(e->arrived);
+    ouro_prefix_fini(&e->prefix);
     ouro_sampler_fini(&e->sampler);
+    pthread_mutex_destroy(&e->door);
+    free(e->cancels);
     free(e->lanes);
     free(e->riders);
     free(e->readouts);
@@ -66,12 +96,24 @@ void ouro_engine_free(ouro_engine *e)
     free(e->log_z);
     free(e->argmax);
     free(e->events);
+    free(e->lines);
     free(e);
 }
 
-const ouro_stats *ouro_engine_stats(const ouro_engine *e) { return &e->stats; }
+void ouro_engine_look(ouro_engine *e, ouro_engine_status *out)
+{
+    pthread_mutex_lock(&e->door);
+    *out = e->looked;
+    out->waiting = e->waiting;
+    out->running = e->pending - e->waiting;
+    pthread_mutex_unlock(&e->door);
+}
 
-size_t ouro_engine_cache_bytes(const ouro_engine *e) { return e->budget.bytes; }
+const ouro_line *ouro_engine_record(const ouro_engine *e, int *n_lines)
+{
+    *n_lines = e->n_lines;
+    return e->lines;
+}
 
 static bool stops(const ouro_request *r, int32_t token)
 {
@@ -120,15 +162,24 @@ static bool settle_lead(ouro_engine *e, ouro_request *r)
     return true;
 }
 
+/* Gives blocks that are finished to prompts to come. */
+static void keep_prefix(ouro_engine *e, ouro_request *r)
+{
+    int blocks = ouro_request_shareable(r);
+    if (blocks <= r->kept) return;
+    ouro_prefix_keep(&e->prefix, &r->seq, blocks);
+    r->kept = blocks;
+}
+
 static void settle_request(ouro_engine *e, ouro_request *r, double seconds)
 {
-    r->stats.passes++;
     r->since_token++;
     *(r->produced == 0 ? &r->stats.prefill_seconds : &r->stats.decode_seconds) += seconds;
     if (r->chunk.n && r->chunk.step == r->depth) {
         free(r->chunk.h);
         r->chunk = (ouro_chunk){0};
     }
+    keep_prefix(e, r);
     if (r->failed) {
         ouro_end_request(e, r, OURO_FINISH_FAILED, OURO_ERR_STATE);
         return;
@@ -157,26 +208,44 @@ static void fail_running(ouro_engine *e, int status)
     }
 }
 
-int ouro_engine_step(ouro_engine *e, ouro_poll_fn poll, void *poll_arg, const ouro_event **events, int *n_events)
+/* What other threads may see of the engine. */
+static void publish(ouro_engine *e)
 {
-    if (!e || !events || !n_events) return ouro_fail(OURO_ERR_ARGUMENT, "engine, events and n_events must not be NULL");
-    double begin = now();
-    e->n_events = 0;
-    ouro_admit(e);
-    int status = ouro_map_check(&e->ws->model->map);
+    pthread_mutex_lock(&e->door);
+    e->looked = (ouro_engine_status){.stats = e->stats, .cache_bytes = e->budget.bytes, .cache_peak = e->budget.peak,
+                                     .cache_limit = e->budget.limit, .prefix_bytes = e->prefix.bytes,
+                                     .prefix_limit = e->prefix.limit};
+    pthread_mutex_unlock(&e->door);
+}
+
+static int run_pass(ouro_engine *e, ouro_poll_fn poll, void *poll_arg)
+{
+    int status = ouro_admit(e);
+    if (status == OURO_OK) status = ouro_map_check(&e->ws->model->map);
     if (status == OURO_OK) status = ouro_gather(e);
     if (status == OURO_OK) status = ouro_pass(e->ws, e->lanes, e->n_lanes, poll, poll_arg);
     if (status == OURO_OK) status = ouro_after_pass(e);
     if (status == OURO_OK) status = ouro_run_readouts(e, poll, poll_arg);
+    return status;
+}
+
+int ouro_engine_step(ouro_engine *e, ouro_poll_fn poll, void *poll_arg, const ouro_event **events, int *n_events)
+{
+    if (!e || !events || !n_events) return ouro_fail(OURO_ERR_ARGUMENT, "engine, events and n_events must not be NULL");
+    double begin = now();
+    e->n_events = e->n_lines = 0;
+    int status = run_pass(e, poll, poll_arg);
     if (status != OURO_OK) {
         fail_running(e, status);
     } else {
-        for (int i = 0; i < e->n_readouts; i++) ouro_after_readout(e, e->reader_requests[i], e->readers[i], &e->readouts[i]);
+        for (int i = 0; i < e->n_readouts; i++)
+            ouro_after_readout(e, e->reader_requests[i], e->readers[i], &e->readouts[i]);
         e->stats.passes += e->n_lanes > 0;
         e->stats.lanes += e->n_lanes;
         settle(e, now() - begin);
         ouro_spawn(e);
     }
+    publish(e);
     *events = e->events;
     *n_events = e->n_events;
     return status;

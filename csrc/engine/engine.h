@@ -4,7 +4,15 @@
  *
  * ouro_engine_step runs one pass over the lanes of all running requests, each lane at its own step, then decides what
  * their readouts mean. Which requests share a pass never shows in a result. One engine is driven by one thread at a
- * time; its workspace belongs to it while it steps.
+ * time; its workspace belongs to it while it steps. Other threads may submit and cancel meanwhile: what they ask for is
+ * taken in by the next step.
+ *
+ * Admission: first come, first served. A request starts when a lane is free and the cache has room for its whole length;
+ * nobody overtakes, and what runs never lacks pages. Prompts take turns, a chunk each. In a pass that also decodes they
+ * get at most prefill_lanes rows, so that a pass costs a bounded multiple of one that only decodes.
+ *
+ * Prefix reuse (prefix.h): finished blocks of 64 positions are kept for prompts that begin with the same tokens; a prompt
+ * waits for a block that an older request is just computing. Kept pages make room for running requests when needed.
  *
  * Early exit (MODEL section 3, "exact"): when a token leaves at step k its successor starts at once, and its own deeper
  * steps ride along in later passes, so every key and value exists as if nothing had been saved.
@@ -18,6 +26,8 @@
  */
 #ifndef OURO_ENGINE_ENGINE_H
 #define OURO_ENGINE_ENGINE_H
+
+#include <stdbool.h>
 
 #include "engine/cache.h"
 #include "engine/exit.h"
@@ -50,6 +60,7 @@ typedef enum ouro_finish {
 typedef struct ouro_stats {
     int64_t passes, lanes;           /* lanes: rows of work in all passes */
     int64_t tokens, prompt_tokens;
+    int64_t prefix_tokens;           /* prompt positions that were taken from another request */
     int64_t guesses, kept, dropped;  /* speculative positions started, confirmed, thrown away */
     int64_t first_tried, first_right;    /* step-0 readouts compared with the decided token: p1 */
     int64_t second_tried, second_right;  /* step-1 readouts, where step 0 was wrong: p2 */
@@ -64,6 +75,7 @@ typedef struct ouro_event {
     int exit_step;                   /* the step whose readout decided it */
     ouro_finish finish;              /* not RUNNING: the last event of the request */
     int status;                      /* FINISH_FAILED: why */
+    char detail[160];                /* and in words */
     float exit_pdf[OURO_MAX_STEPS];  /* [n_steps]; NaN for steps behind exit_step, which need not have run */
     int n_top;
     int32_t top_ids[OURO_MAX_TOP];
@@ -73,24 +85,50 @@ typedef struct ouro_event {
 
 typedef struct ouro_engine ouro_engine;
 
-/* max_lanes: most rows in one pass (prefill chunks fill up what decoding leaves). max_cache_bytes 0: 90 % of the memory
- * that is available when a request asks. */
-int ouro_engine_new(ouro_workspace *ws, int max_lanes, size_t max_cache_bytes, ouro_engine **out);
+typedef struct ouro_engine_options {
+    int max_lanes;                   /* most requests that run at once, and most rows that chunks of prompts fill up to */
+    int prefill_lanes;               /* most rows of prompts in a pass that also decodes; 0: 32 */
+    int max_queue;                   /* most requests that wait; 0: no limit */
+    size_t max_cache_bytes;          /* keys and values; 0: 90 % of the memory that is available now */
+    size_t prefix_cache_bytes;       /* of them, kept for prompts with the same beginning; 0: nothing is kept */
+    bool record;                     /* keep the schedule of the last step: ouro_engine_record */
+} ouro_engine_options;
+
+int ouro_engine_new(ouro_workspace *ws, const ouro_engine_options *options, ouro_engine **out);
 void ouro_engine_free(ouro_engine *e);
 
 /* Queues a request; tokens [n] are copied. Refused with the numbers when it exceeds the context, or would not fit into
- * the cache even alone. */
+ * the cache even alone, or finds max_queue requests waiting (OURO_ERR_BUSY). Any thread. */
 int ouro_engine_submit(ouro_engine *e, const int32_t *tokens, int n, const ouro_request_params *p, int64_t *id);
-/* Ends a request; its finish event follows. Unknown or finished ids are ignored. */
-void ouro_engine_cancel(ouro_engine *e, int64_t id);
-/* Requests that are queued or running. */
-int ouro_engine_pending(const ouro_engine *e);
+/* Ends a request, waiting, reading its prompt or decoding; its finish event follows. Unknown or finished ids are ignored.
+ * Any thread. */
+int ouro_engine_cancel(ouro_engine *e, int64_t id);
 
 /* One pass. Events stay valid until the next call. OURO_ERR_CANCELLED: poll asked to stop; every running request is
  * failed, the engine stays usable. */
 int ouro_engine_step(ouro_engine *e, ouro_poll_fn poll, void *poll_arg, const ouro_event **events, int *n_events);
 
-const ouro_stats *ouro_engine_stats(const ouro_engine *e);               /* of the engine's life */
-size_t ouro_engine_cache_bytes(const ouro_engine *e);
+/* What an engine has done and holds, as of the last step; any thread. */
+typedef struct ouro_engine_status {
+    ouro_stats stats;                /* passes and lanes of its life; the rest sums over requests that have ended */
+    int waiting, running;            /* requests */
+    size_t cache_bytes, cache_peak, cache_limit;     /* live pages */
+    size_t prefix_bytes, prefix_limit;               /* of them, kept for prompts to come */
+} ouro_engine_status;
+void ouro_engine_look(ouro_engine *e, ouro_engine_status *out);
+/* Requests that wait or run; any thread. */
+int ouro_engine_pending(ouro_engine *e);
+
+/* One line of the schedule of the last step: what was taken in, then the rows of its pass. */
+typedef enum ouro_line_kind {
+    OURO_LINE_ARRIVE, OURO_LINE_CANCEL, OURO_LINE_START,
+    OURO_LINE_PROMPT,                /* a row of a prompt's chunk */
+    OURO_LINE_LEAD,                  /* the newest decided position */
+    OURO_LINE_LATE,                  /* a deeper step of a token that left early */
+    OURO_LINE_GUESS                  /* a speculative position */
+} ouro_line_kind;
+typedef struct ouro_line { int64_t request; int32_t kind, pos, step, token; } ouro_line;
+/* Lines of the last step, valid until the next; none without options.record. */
+const ouro_line *ouro_engine_record(const ouro_engine *e, int *n_lines);
 
 #endif

@@ -7,6 +7,9 @@
 #ifndef OURO_ENGINE_INSIDE_H
 #define OURO_ENGINE_INSIDE_H
 
+#include <pthread.h>
+
+#include "engine/prefix.h"
 #include "engine/request.h"
 
 /* One lane of the pass being built, and whose it is: a node, or row `row` of a request's chunk. */
@@ -14,12 +17,21 @@ typedef struct ouro_rider { ouro_request *request; ouro_node *node; int row; } o
 
 struct ouro_engine {
     ouro_workspace *ws;
+    ouro_engine_options options;
     ouro_page_budget budget;
+    ouro_prefix prefix;
     size_t reserved;                     /* by running requests */
-    bool fixed_limit;
-    int max_lanes;
+    int64_t turn;                        /* counts the chunks of prompts that have begun */
+    ouro_request *requests;              /* waiting and running, in order of arrival */
+
+    pthread_mutex_t door;                /* over what other threads touch: the fields up to `looked` */
     int64_t last_id;
-    ouro_request *requests;              /* queued and running, in order of arrival */
+    ouro_request *arrived, **arrived_end;
+    int64_t *cancels;                    /* [n_cancels] ids */
+    int n_cancels, cancel_capacity;
+    int pending, waiting;
+    ouro_engine_status looked;
+
     ouro_sampler sampler;
     ouro_lane *lanes;                    /* [capacity] */
     ouro_rider *riders;                  /* [capacity] */
@@ -34,6 +46,8 @@ struct ouro_engine {
     int logit_rows;
     ouro_event *events;
     int n_events, event_capacity;
+    ouro_line *lines;
+    int n_lines, line_capacity;
     ouro_stats stats;
 };
 
@@ -41,8 +55,8 @@ struct ouro_engine {
 int ouro_grow(void *at, int *capacity, int n, size_t element);
 
 /* ---- admit.c */
-/* Drops what was cancelled and lets requests start, first come, first served. */
-void ouro_admit(ouro_engine *e);
+/* Takes in what other threads asked for, drops what was cancelled, and lets requests start, first come, first served. */
+int ouro_admit(ouro_engine *e);
 /* A copy of an event in the engine's list, NULL when memory is out. */
 ouro_event *ouro_add_event(ouro_engine *e, const ouro_event *from);
 /* A folded request gives back what it had set aside for its prompt. */
@@ -52,8 +66,10 @@ void ouro_remove_request(ouro_engine *e, ouro_request *r);
 void ouro_end_request(ouro_engine *e, ouro_request *r, ouro_finish finish, int status);
 
 /* ---- schedule.c */
-/* Lanes of all running requests; prompts that wait get what decoding leaves of max_lanes. */
+/* Lanes of all running requests; prompts take turns for what decoding leaves. */
 int ouro_gather(ouro_engine *e);
+/* A line of the schedule, when it is recorded. */
+int ouro_note(ouro_engine *e, ouro_line_kind kind, int64_t request, int pos, int step, int32_t token);
 
 /* ---- signals.c */
 /* The signal's part that comes from states (the node's h is that of step - 1 = t). */

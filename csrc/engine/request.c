@@ -18,6 +18,7 @@ int ouro_request_new(ouro_page_budget *budget, int64_t id, const int32_t *tokens
     r->depth = p->exit_at_step >= 0 ? p->exit_at_step + 1 : p->n_steps;
     r->exit_needs = ouro_exit_needs(&p->exit);
     r->policy = r->depth > 1 ? p->kv_policy : OURO_POLICY_FULL;
+    r->shares = r->policy != OURO_POLICY_AVERAGE;        /* which would need its own copy of every page to fold them */
     if (ouro_policy_waits(r->policy)) r->params.speculate = OURO_SPECULATE_OFF;
     r->pace.on = r->params.speculate != OURO_SPECULATE_OFF;
     r->reserved = ouro_policy_peak_bytes(r->policy, budget->layout, n, n + p->max_new_tokens, r->depth);
@@ -62,7 +63,7 @@ int ouro_request_advance(ouro_request *r, const ouro_model *m, int most)
 {
     int left = r->n_prompt - 1 - r->prefilled, n = left < most ? left : most;
     if (r->lead || r->chunk.n || (left > 0 && n <= 0)) return OURO_OK;
-    int status = ouro_sequence_reserve(&r->seq, r->prefilled + n + 1);
+    int status = ouro_sequence_reserve(&r->seq, r->prefilled + n);
     if (status != OURO_OK) return status;
     if (n > 0) {
         size_t d = (size_t)m->config.d_model;
@@ -203,6 +204,22 @@ void ouro_request_retire(ouro_request *r)
 {
     for (ouro_node *n = r->nodes; n; n = n->next) n->doomed = !n->speculative && n != r->lead && n->step >= r->depth;
     remove_doomed(r);
+}
+
+int ouro_request_complete(const ouro_request *r)
+{
+    int n = r->lead ? r->lead->pos + (r->lead->step >= r->depth) : r->prefilled;
+    if (r->chunk.n && r->chunk.pos < n) n = r->chunk.pos;
+    for (const ouro_node *a = r->nodes; a; a = a->next)
+        if (!a->speculative && a->step < r->depth && a->pos < n) n = a->pos;
+    return n;
+}
+
+int ouro_request_shareable(const ouro_request *r)
+{
+    int blocks = ouro_request_complete(r) / OURO_BLOCK, prompt = r->n_prompt / OURO_BLOCK;
+    if (!r->shares || r->seq.n_rows != r->depth) return 0;
+    return r->policy == OURO_POLICY_FULL || blocks < prompt ? blocks : prompt;
 }
 
 int ouro_request_lanes(const ouro_request *r)

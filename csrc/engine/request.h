@@ -29,6 +29,10 @@ typedef struct ouro_request {
     int produced;
     int since_token;                     /* passes since the last token was decided */
     bool running, cancelled, failed;     /* failed: a custom exit rule did */
+    bool shares;                         /* takes blocks from others and gives its own */
+    bool began, waits;                   /* a chunk of its own has begun; an older request computes what it wants */
+    int64_t turn;                        /* prompts: the one with the smallest is next */
+    int kept;                            /* blocks given to the prefix cache */
     size_t reserved;                     /* cache bytes set aside for the whole length */
     ouro_chunk chunk;
     ouro_node *nodes, *lead;
@@ -63,6 +67,10 @@ void ouro_request_prune(ouro_request *r, const ouro_node *keep);
 /* Frees real nodes other than the lead that have run all their steps. */
 void ouro_request_retire(ouro_request *r);
 int ouro_request_lanes(const ouro_request *r);
+/* How many positions, from the first, have run all their steps. */
+int ouro_request_complete(const ouro_request *r);
+/* Blocks, from the first, that hold what any request with these tokens would compute: under a cache policy the prompt's. */
+int ouro_request_shareable(const ouro_request *r);
 
 /* The tokens before a node's successor: history of [pos + 1] tokens, guesses of its ancestors laid over the end. */
 const int32_t *ouro_node_history(ouro_request *r, const ouro_node *n);

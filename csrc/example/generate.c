@@ -43,7 +43,7 @@ int main(int argc, char **argv)
     int status = ouro_packed_read(argv[1], NULL, &model);
     if (status != OURO_OK) return fail(argv[1], status);
     status = ouro_workspace_new(model, model->compute == OURO_FLOAT32 ? OURO_KV_F32 : OURO_KV_BF16, 0, &ws);
-    if (status == OURO_OK) status = ouro_engine_new(ws, 256, 0, &engine);
+    if (status == OURO_OK) status = ouro_engine_new(ws, &(ouro_engine_options){.max_lanes = 256}, &engine);
     int code = status == OURO_OK ? generate(engine, tokens, n, model->config.n_steps) : fail("engine", status);
     ouro_engine_free(engine);
     ouro_workspace_free(ws);

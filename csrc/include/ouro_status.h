@@ -15,7 +15,8 @@ typedef enum ouro_status {
     OURO_ERR_STATE = -6,          /* called at the wrong time, e.g. before the weights are complete */
     OURO_ERR_FORMAT = -7,         /* a packed file is damaged or of another version */
     OURO_ERR_UNSUPPORTED = -8,    /* this machine or build can not do it */
-    OURO_ERR_SYSTEM = -9          /* the operating system refused (threads, files) */
+    OURO_ERR_SYSTEM = -9,         /* the operating system refused (threads, files) */
+    OURO_ERR_BUSY = -10           /* too much is waiting already */
 } ouro_status;
 
 #if defined(__GNUC__)

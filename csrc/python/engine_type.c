@@ -1,34 +1,45 @@
 /* engine_type.c - `_core.Engine`: submitting requests, stepping, events as tuples. */
 #include "python/common.h"
 
+#include <stdatomic.h>
+
 #include "engine/engine.h"
 
 typedef struct engine_object {
     PyObject_HEAD
     model_object *model;
     ouro_engine *engine;
-    PyObject *rules;                 /* {request id: callable} of custom exit rules */
+    PyObject *rules;                 /* {request id: [callable, exception or None]} of custom exit rules */
     int stepping;                    /* one step at a time */
+    atomic_int interrupted;          /* a thread wants the step to end */
 } engine_object;
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"model", "max_lanes", "max_cache_bytes", NULL};
+    static char *names[] = {"model", "max_lanes", "max_cache_bytes", "prefix_cache_bytes", "prefill_lanes", "max_queue",
+                            "record", NULL};
     PyObject *module = PyType_GetModuleByDef(type, &ouro_core_module);
     if (!module) return NULL;
     module_state *state = PyModule_GetState(module);
     model_object *model;
-    int max_lanes;
-    Py_ssize_t max_cache = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!i|n", names, state->model_type, &model, &max_lanes, &max_cache)
+    ouro_engine_options options = {0};
+    Py_ssize_t max_cache = 0, prefix = 0;
+    int record = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!i|nniip", names, state->model_type, &model, &options.max_lanes,
+                                     &max_cache, &prefix, &options.prefill_lanes, &options.max_queue, &record)
         || !ouro_model_is_ready(model))
         return NULL;
-    if (max_cache < 0) return PyErr_Format(PyExc_ValueError, "max_cache_bytes is %zd, expected 0 or more", max_cache);
+    if (max_cache < 0 || prefix < 0)
+        return PyErr_Format(PyExc_ValueError, "max_cache_bytes is %zd and prefix_cache_bytes %zd, expected 0 or more",
+                            max_cache, prefix);
+    options.max_cache_bytes = (size_t)max_cache;
+    options.prefix_cache_bytes = (size_t)prefix;
+    options.record = record;
     engine_object *self = (engine_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->model = (model_object *)Py_NewRef((PyObject *)model);
     self->rules = PyDict_New();
-    int status = self->rules ? ouro_engine_new(model->ws, max_lanes, (size_t)max_cache, &self->engine) : OURO_ERR_MEMORY;
+    int status = self->rules ? ouro_engine_new(model->ws, &options, &self->engine) : OURO_ERR_MEMORY;
     if (status == OURO_OK) return (PyObject *)self;
     Py_DECREF(self);
     return ouro_raise(status);
@@ -59,7 +70,21 @@ static void engine_dealloc(PyObject *o)
     Py_DECREF(type);
 }
 
-/* A custom exit rule: rule(signal dict) -> bool. Called while a step runs, without the GIL. */
+/* The exception that is set now, taken from the thread; NULL when none is. */
+static PyObject *take_exception(void)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    if (!type) return NULL;
+    PyErr_NormalizeException(&type, &value, &trace);
+    if (value && trace) PyException_SetTraceback(value, trace);
+    Py_XDECREF(type);
+    Py_XDECREF(trace);
+    return value;
+}
+
+/* A custom exit rule: rule(signal dict) -> bool. Called while a step runs, without the GIL. arg: [callable, exception];
+ * what the rule raises stays there for the last event of its request. */
 static int call_rule(void *arg, const ouro_exit_signal *s)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
@@ -69,12 +94,31 @@ static int call_rule(void *arg, const ouro_exit_signal *s)
                                      s->exit_cdf, "state_delta", s->state_delta, "state_relative", s->state_relative,
                                      "acceleration", s->acceleration, "kl", s->kl, "entropy", s->entropy, "confidence",
                                      s->confidence, "top_token", s->top_token, "previous_top_token", s->previous_top_token);
-    PyObject *result = signal && !PyErr_Occurred() ? PyObject_CallOneArg(arg, signal) : NULL;
+    PyObject *result = signal && !PyErr_Occurred() ? PyObject_CallOneArg(PyList_GET_ITEM(arg, 0), signal) : NULL;
     if (result) answer = PyObject_IsTrue(result);
     Py_XDECREF(signal);
     Py_XDECREF(result);
+    PyObject *error = take_exception();
+    if (error) PyList_SetItem(arg, 1, error), answer = -1;
     PyGILState_Release(gil);
     return answer;
+}
+
+/* The id of a new request. Its rule is stored before anything asks it, for which the GIL is needed. */
+static PyObject *queue_request(engine_object *self, const int32_t *tokens, npy_intp n, const ouro_request_params *p,
+                               PyObject *slot)
+{
+    int64_t id;
+    int status = n > INT32_MAX / 2 ? ouro_fail(OURO_ERR_CONTEXT, "the prompt is too long")
+                                   : ouro_engine_submit(self->engine, tokens, (int)n, p, &id);
+    if (status != OURO_OK) return ouro_raise(status);
+    PyObject *result = PyLong_FromLongLong(id);
+    if (!result || (slot && PyDict_SetItem(self->rules, result, slot) < 0)) {
+        Py_XINCREF(slot);                            /* the request may still look at it */
+        ouro_engine_cancel(self->engine, id);
+        Py_CLEAR(result);
+    }
+    return result;
 }
 
 static PyObject *engine_submit(PyObject *o, PyObject *args, PyObject *kwargs)
@@ -98,19 +142,18 @@ static PyObject *engine_submit(PyObject *o, PyObject *args, PyObject *kwargs)
     p.exit.kind = (ouro_exit_kind)kind;
     p.speculate = (ouro_speculate)speculate;
     p.kv_policy = (ouro_kv_policy)policy;
-    if (rule != Py_None) p.exit.custom = call_rule, p.exit.custom_arg = rule;
+    PyObject *slot = rule == Py_None ? NULL : Py_BuildValue("[OO]", rule, Py_None);
+    if (rule != Py_None && !slot) return NULL;
+    if (slot) p.exit.custom = call_rule, p.exit.custom_arg = slot;
     PyArrayObject *tokens = (PyArrayObject *)PyArray_FROMANY(tokens_in, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
     PyArrayObject *stop = tokens ? (PyArrayObject *)PyArray_FROMANY(stop_in, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY) : NULL;
     PyObject *result = NULL;
     if (stop) {
-        int64_t id;
         p.stop_ids = PyArray_DATA(stop);
         p.n_stop_ids = (int)PyArray_SIZE(stop);
-        int status = PyArray_SIZE(tokens) > INT32_MAX / 2 ? ouro_fail(OURO_ERR_CONTEXT, "the prompt is too long")
-                                                          : ouro_engine_submit(self->engine, PyArray_DATA(tokens), (int)PyArray_SIZE(tokens), &p, &id);
-        result = status == OURO_OK ? PyLong_FromLongLong(id) : ouro_raise(status);
+        result = queue_request(self, PyArray_DATA(tokens), PyArray_SIZE(tokens), &p, slot);
     }
-    if (result && rule != Py_None && PyDict_SetItem(self->rules, result, rule) < 0) Py_CLEAR(result);
+    Py_XDECREF(slot);
     Py_XDECREF(tokens);
     Py_XDECREF(stop);
     return result;
@@ -118,32 +161,46 @@ static PyObject *engine_submit(PyObject *o, PyObject *args, PyObject *kwargs)
 
 static PyObject *stats_dict(const ouro_stats *s)
 {
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:d}", "passes", s->passes, "lanes", s->lanes,
-                         "tokens", s->tokens, "prompt_tokens", s->prompt_tokens, "guesses", s->guesses, "kept", s->kept,
-                         "dropped", s->dropped, "first_tried", s->first_tried, "first_right", s->first_right,
-                         "second_tried", s->second_tried, "second_right", s->second_right, "prefill_seconds",
-                         s->prefill_seconds, "decode_seconds", s->decode_seconds);
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:d}", "passes", s->passes, "lanes",
+                         s->lanes, "tokens", s->tokens, "prompt_tokens", s->prompt_tokens, "prefix_tokens",
+                         s->prefix_tokens, "guesses", s->guesses, "kept", s->kept, "dropped", s->dropped, "first_tried",
+                         s->first_tried, "first_right", s->first_right, "second_tried", s->second_tried, "second_right",
+                         s->second_right, "prefill_seconds", s->prefill_seconds, "decode_seconds", s->decode_seconds);
 }
 
-/* (id, token, logprob, exit_step, finish, exit_pdf tuple, top ids, top logprobs, stats or None) */
-static PyObject *event_tuple(const ouro_event *v, int n_steps)
+/* Why a request failed: what its exit rule raised, or the exception that goes with its status. */
+static PyObject *event_error(engine_object *self, const ouro_event *v)
+{
+    if (v->finish != OURO_FINISH_FAILED) return Py_NewRef(Py_None);
+    PyObject *key = PyLong_FromLongLong(v->request), *slot = key ? PyDict_GetItem(self->rules, key) : NULL;
+    Py_XDECREF(key);
+    if (slot && PyList_GET_ITEM(slot, 1) != Py_None) return Py_NewRef(PyList_GET_ITEM(slot, 1));
+    ouro_fail(v->status, "%s", v->detail);
+    ouro_raise(v->status);
+    return take_exception();
+}
+
+/* (id, token, logprob, exit_step, finish, exit_pdf tuple, top ids, top logprobs, stats or None, exception or None) */
+static PyObject *event_tuple(engine_object *self, const ouro_event *v, int n_steps)
 {
     PyObject *pdf = PyTuple_New(n_steps), *ids = PyTuple_New(v->n_top), *logprobs = PyTuple_New(v->n_top);
     PyObject *stats = v->finish == OURO_RUNNING ? Py_NewRef(Py_None) : stats_dict(&v->stats);
-    if (pdf && ids && logprobs && stats) {
+    PyObject *error = event_error(self, v);
+    if (pdf && ids && logprobs && stats && error) {
         for (int t = 0; t < n_steps; t++) PyTuple_SET_ITEM(pdf, t, PyFloat_FromDouble((double)v->exit_pdf[t]));
         for (int i = 0; i < v->n_top; i++) {
             PyTuple_SET_ITEM(ids, i, PyLong_FromLong(v->top_ids[i]));
             PyTuple_SET_ITEM(logprobs, i, PyFloat_FromDouble((double)v->top_logprobs[i]));
         }
         if (!PyErr_Occurred())
-            return Py_BuildValue("(LifiiNNNN)", v->request, (int)v->token, (double)v->logprob, v->exit_step,
-                                 (int)v->finish, pdf, ids, logprobs, stats);
+            return Py_BuildValue("(LifiiNNNNN)", v->request, (int)v->token, (double)v->logprob, v->exit_step,
+                                 (int)v->finish, pdf, ids, logprobs, stats, error);
     }
     Py_XDECREF(pdf);
     Py_XDECREF(ids);
     Py_XDECREF(logprobs);
     Py_XDECREF(stats);
+    Py_XDECREF(error);
     return NULL;
 }
 
@@ -158,12 +215,20 @@ static PyObject *events_list(engine_object *self, const ouro_event *events, int 
 {
     PyObject *list = PyList_New(n);
     for (int i = 0; list && i < n; i++) {
-        PyObject *t = event_tuple(&events[i], OURO_MAX_STEPS);
+        PyObject *t = event_tuple(self, &events[i], OURO_MAX_STEPS);
         if (t) PyList_SET_ITEM(list, i, t);
         else Py_CLEAR(list);
         if (events[i].finish != OURO_RUNNING) forget_rule(self, events[i].request);
     }
     return list;
+}
+
+typedef struct step_poll { poll_clock clock; engine_object *engine; } step_poll;
+
+static int poll_step(void *arg)
+{
+    step_poll *p = arg;
+    return atomic_load(&p->engine->interrupted) || ouro_poll_signals(&p->clock);
 }
 
 static PyObject *engine_step(PyObject *o, PyObject *unused)
@@ -172,7 +237,7 @@ static PyObject *engine_step(PyObject *o, PyObject *unused)
     engine_object *self = (engine_object *)o;
     const ouro_event *events;
     int n, status;
-    poll_clock clock = {0};
+    step_poll poll = {.engine = self};
     if (self->stepping) {
         PyErr_SetString(PyExc_RuntimeError, "another thread is stepping this engine");
         return NULL;
@@ -180,21 +245,29 @@ static PyObject *engine_step(PyObject *o, PyObject *unused)
     self->stepping = 1;
     ouro_model_lock(self->model);
     Py_BEGIN_ALLOW_THREADS
-    status = ouro_engine_step(self->engine, ouro_poll_signals, &clock, &events, &n);
+    status = ouro_engine_step(self->engine, poll_step, &poll, &events, &n);
     Py_END_ALLOW_THREADS
     ouro_model_unlock(self->model);
+    PyObject *list = NULL;
+    if (PyErr_Occurred() || (status != OURO_OK && n == 0)) ouro_raise(status);      /* Ctrl-C; or nobody to tell it to */
+    else list = events_list(self, events, n);
     self->stepping = 0;
-    if (status != OURO_OK) return ouro_raise(status);
-    if (PyErr_Occurred()) return NULL;               /* a custom exit rule raised */
-    return events_list(self, events, n);
+    return list;
+}
+
+static PyObject *engine_interrupt(PyObject *o, PyObject *unused)
+{
+    (void)unused;
+    atomic_store(&((engine_object *)o)->interrupted, 1);
+    Py_RETURN_NONE;
 }
 
 static PyObject *engine_cancel(PyObject *o, PyObject *arg)
 {
     long long id = PyLong_AsLongLong(arg);
     if (id == -1 && PyErr_Occurred()) return NULL;
-    ouro_engine_cancel(((engine_object *)o)->engine, id);
-    Py_RETURN_NONE;
+    int status = ouro_engine_cancel(((engine_object *)o)->engine, id);
+    return status == OURO_OK ? Py_NewRef(Py_None) : ouro_raise(status);
 }
 
 static PyObject *engine_pending(PyObject *o, PyObject *unused)
@@ -206,13 +279,45 @@ static PyObject *engine_pending(PyObject *o, PyObject *unused)
 static PyObject *engine_stats(PyObject *o, PyObject *unused)
 {
     (void)unused;
-    return stats_dict(ouro_engine_stats(((engine_object *)o)->engine));
+    ouro_engine_status now;
+    ouro_engine_look(((engine_object *)o)->engine, &now);
+    PyObject *d = stats_dict(&now.stats);
+    PyObject *more = Py_BuildValue("{s:i,s:i,s:n,s:n,s:n,s:n,s:n}", "waiting", now.waiting, "running", now.running,
+                                   "cache_bytes", (Py_ssize_t)now.cache_bytes, "cache_peak", (Py_ssize_t)now.cache_peak,
+                                   "cache_limit", (Py_ssize_t)now.cache_limit, "prefix_bytes",
+                                   (Py_ssize_t)now.prefix_bytes, "prefix_limit", (Py_ssize_t)now.prefix_limit);
+    if (!d || !more || PyDict_Update(d, more) < 0) Py_CLEAR(d);
+    Py_XDECREF(more);
+    return d;
 }
 
 static PyObject *engine_cache_bytes(PyObject *o, PyObject *unused)
 {
     (void)unused;
-    return PyLong_FromSize_t(ouro_engine_cache_bytes(((engine_object *)o)->engine));
+    ouro_engine_status now;
+    ouro_engine_look(((engine_object *)o)->engine, &now);
+    return PyLong_FromSize_t(now.cache_bytes);
+}
+
+/* [(request, kind, pos, step, token)] of the last step */
+static PyObject *engine_record(PyObject *o, PyObject *unused)
+{
+    (void)unused;
+    engine_object *self = (engine_object *)o;
+    if (self->stepping) {
+        PyErr_SetString(PyExc_RuntimeError, "the engine is stepping");
+        return NULL;
+    }
+    int n;
+    const ouro_line *lines = ouro_engine_record(self->engine, &n);
+    PyObject *list = PyList_New(n);
+    for (int i = 0; list && i < n; i++) {
+        PyObject *t = Py_BuildValue("(Liiii)", lines[i].request, (int)lines[i].kind, (int)lines[i].pos,
+                                    (int)lines[i].step, (int)lines[i].token);
+        if (t) PyList_SET_ITEM(list, i, t);
+        else Py_CLEAR(list);
+    }
+    return list;
 }
 
 static PyMethodDef methods[] = {
@@ -223,7 +328,10 @@ static PyMethodDef methods[] = {
     {"step", engine_step, METH_NOARGS, "step($self)\n--\n\nRuns one pass; returns the events it caused."},
     {"cancel", engine_cancel, METH_O, "cancel($self, request, /)\n--\n\nEnds a request; its last event follows."},
     {"pending", engine_pending, METH_NOARGS, "pending($self)\n--\n\nRequests queued or running."},
-    {"stats", engine_stats, METH_NOARGS, "stats($self)\n--\n\nCounts since the engine was made."},
+    {"interrupt", engine_interrupt, METH_NOARGS, "interrupt($self)\n--\n\nEnds the step under way, and every later one."},
+    {"record", engine_record, METH_NOARGS,
+     "record($self)\n--\n\nSchedule of the last step: (request, kind, pos, step, token) rows."},
+    {"stats", engine_stats, METH_NOARGS, "stats($self)\n--\n\nCounts since the engine was made, and what it holds now."},
     {"cache_bytes", engine_cache_bytes, METH_NOARGS, "cache_bytes($self)\n--\n\nBytes of keys and values held now."},
     {NULL, NULL, 0, NULL},
 };

@@ -16,6 +16,7 @@ static PyObject *exception_of(int status)
     const char *name = status == OURO_ERR_MEMORY ? "MemoryLimitError"
                        : status == OURO_ERR_CONTEXT ? "ContextLengthError"
                        : status == OURO_ERR_UNSUPPORTED ? "UnsupportedError"
+                       : status == OURO_ERR_BUSY ? "QueueFullError"
                        : status == OURO_ERR_FORMAT ? "CheckpointError" : NULL;
     PyObject *errors = name ? PyImport_ImportModule("ouro.errors") : NULL;
     PyObject *type = errors ? PyObject_GetAttrString(errors, name) : NULL;

@@ -2,6 +2,8 @@
  * refusals; cancelling.
  */
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +60,13 @@ static ouro_request_params greedy(void)
                                  .sampling = {.top_p = 1.0f, .repetition_penalty = 1.0f}};
 }
 
+static size_t cache_bytes(ouro_engine *e)
+{
+    ouro_engine_status now;
+    ouro_engine_look(e, &now);
+    return now.cache_bytes;
+}
+
 /* Runs requests together; tokens [n][NEW], logprobs [n][NEW]. */
 static void run(ouro_workspace *ws, int max_lanes, const int32_t *const *prompts, const int *lengths, int n,
                 const ouro_request_params *p, int32_t *tokens, float *logprobs)
@@ -65,7 +74,7 @@ static void run(ouro_workspace *ws, int max_lanes, const int32_t *const *prompts
     ouro_engine *e;
     int64_t ids[8];
     int made[8] = {0};
-    CHECK(ouro_engine_new(ws, max_lanes, (size_t)64 << 20, &e) == OURO_OK);
+    CHECK(ouro_engine_new(ws, &(ouro_engine_options){.max_lanes = max_lanes, .max_cache_bytes = (size_t)64 << 20}, &e) == OURO_OK);
     for (int i = 0; i < n; i++) CHECK(ouro_engine_submit(e, prompts[i], lengths[i], p, &ids[i]) == OURO_OK);
     while (ouro_engine_pending(e)) {
         const ouro_event *events;
@@ -79,7 +88,7 @@ static void run(ouro_workspace *ws, int max_lanes, const int32_t *const *prompts
                 }
     }
     for (int i = 0; i < n; i++) CHECK(made[i] == NEW);
-    CHECK(ouro_engine_cache_bytes(e) == 0);
+    CHECK(cache_bytes(e) == 0);
     ouro_engine_free(e);
 }
 
@@ -116,7 +125,7 @@ static void test_refusals(void)
     ouro_workspace *ws = workspace(m, 2), *wrong;
     CHECK(ouro_workspace_new(m, OURO_KV_F32, 1, &wrong) == OURO_ERR_ARGUMENT);
     ouro_engine *e;
-    CHECK(ouro_engine_new(ws, 64, (size_t)1 << 30, &e) == OURO_OK);
+    CHECK(ouro_engine_new(ws, &(ouro_engine_options){.max_lanes = 64, .max_cache_bytes = (size_t)1 << 30}, &e) == OURO_OK);
     int32_t prompt[4] = {1, 2, 3, V};
     int64_t id;
     ouro_request_params p = greedy();
@@ -133,7 +142,7 @@ static void test_refusals(void)
     int count, calls = 0;
     CHECK(ouro_engine_step(e, stop_at_once, &calls, &events, &count) == OURO_OK || calls > 3);
     CHECK(ouro_engine_step(e, stop_at_once, &calls, &events, &count) == OURO_ERR_CANCELLED);
-    CHECK(ouro_engine_pending(e) == 0 && ouro_engine_cache_bytes(e) == 0);
+    CHECK(ouro_engine_pending(e) == 0 && cache_bytes(e) == 0);
     CHECK(ouro_engine_submit(e, prompt, 3, &p, &id) == OURO_OK);
     ouro_engine_cancel(e, id);
     CHECK(ouro_engine_step(e, NULL, NULL, &events, &count) == OURO_OK && count == 1 && events[0].finish == OURO_FINISH_CANCELLED);
@@ -171,7 +180,7 @@ static void test_random_schedules(void)
         run(ws, 64, prompts, &n, 1, &kind[k], want[k], lp);
     }
     ouro_engine *e;
-    CHECK(ouro_engine_new(ws, 24, (size_t)4 << 20, &e) == OURO_OK);
+    CHECK(ouro_engine_new(ws, &(ouro_engine_options){.max_lanes = 24, .max_cache_bytes = (size_t)4 << 20}, &e) == OURO_OK);
     uint64_t seed = 9;
     struct { int64_t id; int kind, made, cancelled; } live[400];
     int n = 0;
@@ -195,7 +204,154 @@ static void test_random_schedules(void)
                     CHECK(events[i].token == want[live[r].kind][live[r].made++]);
     }
     for (int r = 0; r < n; r++) CHECK(live[r].cancelled || live[r].made == NEW);
-    CHECK(ouro_engine_cache_bytes(e) == 0);
+    CHECK(cache_bytes(e) == 0);
+    ouro_engine_free(e);
+    ouro_workspace_free(ws);
+    ouro_model_free(m);
+}
+
+/* Runs an engine to its end, counting tokens that differ from want [n][NEW] for requests first, first + 1, ... */
+static int differing(ouro_engine *e, int64_t first, int32_t (*want)[NEW], int n, ouro_stats *stats)
+{
+    int made[8] = {0}, wrong = 0, count;
+    const ouro_event *events;
+    while (ouro_engine_pending(e)) {
+        CHECK(ouro_engine_step(e, NULL, NULL, &events, &count) == OURO_OK);
+        for (int i = 0; i < count; i++) {
+            int r = (int)(events[i].request - first);
+            if (r < 0 || r >= n) continue;
+            if (events[i].token >= 0) wrong += events[i].token != want[r][made[r]++];
+            if (events[i].finish != OURO_RUNNING) stats[r] = events[i].stats;
+        }
+    }
+    for (int r = 0; r < n; r++) wrong += made[r] != NEW;
+    return wrong;
+}
+
+/* Prompts with the same beginning share blocks, with the same tokens as alone; what is kept stays within its limit and
+ * makes room; fewer steps may use what more steps made, not the other way round. */
+static void test_prefix(void)
+{
+    enum { N = 4 };
+    ouro_model *m = random_model(OURO_BFLOAT16);
+    ouro_workspace *ws = workspace(m, 2);
+    int32_t prompt[N][200], want[N][NEW];
+    const int lengths[N] = {150, 200, 129, 128}, shared[N] = {0, 64, 128, 64};
+    float lp[NEW];
+    ouro_request_params p = greedy();
+    ouro_stats stats[N];
+    for (int r = 0; r < N; r++)
+        for (int i = 0; i < 200; i++) prompt[r][i] = (i * 29 + (r == 1 && i > 70 ? 5 : 3)) % V;
+    for (int r = 0; r < N; r++) {
+        const int32_t *one = prompt[r];
+        run(ws, 64, &one, &lengths[r], 1, &p, want[r], lp);
+    }
+    ouro_engine *e;
+    const ouro_engine_options options = {.max_lanes = 40, .max_cache_bytes = (size_t)8 << 20, .prefix_cache_bytes = (size_t)4 << 20};
+    CHECK(ouro_engine_new(ws, &options, &e) == OURO_OK);
+    int64_t id, first = 0;
+    for (int round = 0; round < 2; round++) {            /* together, then from what the first round left */
+        for (int r = 0; r < N; r++) {
+            CHECK(ouro_engine_submit(e, prompt[r], lengths[r], &p, &id) == OURO_OK);
+            if (r == 0) first = id;
+        }
+        CHECK(differing(e, first, want, N, stats) == 0);
+        for (int r = 0; r < N; r++)
+            CHECK(stats[r].prefix_tokens == (round ? (lengths[r] - 1) / 64 * 64 : shared[r]));
+    }
+    ouro_engine_status now;
+    ouro_engine_look(e, &now);
+    CHECK(now.cache_bytes == now.prefix_bytes && now.prefix_bytes > 0 && now.prefix_bytes <= now.prefix_limit);
+    CHECK(now.running == 0 && now.waiting == 0 && now.stats.prefix_tokens > 0);
+    p.n_steps = 2;
+    CHECK(ouro_engine_submit(e, prompt[0], 150, &p, &id) == OURO_OK);
+    while (ouro_engine_pending(e)) differing(e, id, want, 1, stats);
+    CHECK(stats[0].prefix_tokens == 128);
+    p.n_steps = 6;
+    CHECK(ouro_engine_submit(e, prompt[0], 150, &p, &id) == OURO_OK);
+    while (ouro_engine_pending(e)) differing(e, id, want, 1, stats);
+    CHECK(stats[0].prefix_tokens == 0);
+    ouro_engine_free(e);
+    ouro_workspace_free(ws);
+    ouro_model_free(m);
+}
+
+/* A cache of a few pages and prompts that fill it: kept blocks give way, everybody finishes. */
+static void test_prefix_makes_room(void)
+{
+    ouro_model *m = random_model(OURO_BFLOAT16);
+    ouro_workspace *ws = workspace(m, 1);
+    ouro_engine *e;
+    size_t page = ws->kv.page_bytes;
+    const ouro_engine_options options = {.max_lanes = 8, .max_cache_bytes = 4 * T * page, .prefix_cache_bytes = 3 * T * page};
+    CHECK(ouro_engine_new(ws, &options, &e) == OURO_OK);
+    ouro_request_params p = greedy();
+    int32_t prompt[150];
+    int64_t id;
+    for (int k = 0; k < 12; k++) {
+        for (int i = 0; i < 150; i++) prompt[i] = (i * 13 + k / 2 * 17) % V;
+        CHECK(ouro_engine_submit(e, prompt, 100 + 10 * (k % 4), &p, &id) == OURO_OK);
+    }
+    const ouro_event *events;
+    ouro_engine_status now;
+    int count, ended = 0;
+    while (ouro_engine_pending(e)) {
+        CHECK(ouro_engine_step(e, NULL, NULL, &events, &count) == OURO_OK);
+        for (int i = 0; i < count; i++) ended += events[i].finish == OURO_FINISH_LENGTH;
+        ouro_engine_look(e, &now);
+        CHECK(now.prefix_bytes <= now.prefix_limit && now.cache_bytes <= now.cache_limit);
+    }
+    CHECK(ended == 12 && now.stats.prefix_tokens > 0);
+    ouro_engine_free(e);
+    ouro_workspace_free(ws);
+    ouro_model_free(m);
+}
+
+/* Requests come and are cancelled from other threads while one thread steps. */
+typedef struct crowd { ouro_engine *engine; int seed, wrong; atomic_int *left; } crowd;
+
+static void *submit_and_cancel(void *arg)
+{
+    crowd *c = arg;
+    int32_t prompt[80];
+    uint64_t seed = (uint64_t)c->seed;
+    for (int i = 0; i < 80; i++) prompt[i] = (i * 7 + c->seed % 2) % V;
+    for (int k = 0; k < 25; k++) {
+        ouro_request_params p = greedy();
+        int64_t id;
+        int status = ouro_engine_submit(c->engine, prompt, 66 + k % 10, &p, &id);
+        c->wrong += status != OURO_OK && status != OURO_ERR_BUSY;
+        if (status == OURO_OK && uniform(&seed) < 0.0f) c->wrong += ouro_engine_cancel(c->engine, id) != OURO_OK;
+        ouro_engine_status now;
+        ouro_engine_look(c->engine, &now);
+        c->wrong += now.waiting > 9;
+    }
+    atomic_fetch_sub(c->left, 1);
+    return NULL;
+}
+
+static void test_other_threads(void)
+{
+    ouro_model *m = random_model(OURO_BFLOAT16);
+    ouro_workspace *ws = workspace(m, 2);
+    ouro_engine *e;
+    const ouro_engine_options options = {.max_lanes = 16, .max_queue = 9, .max_cache_bytes = (size_t)8 << 20,
+                                         .prefix_cache_bytes = (size_t)1 << 20, .record = true};
+    CHECK(ouro_engine_new(ws, &options, &e) == OURO_OK);
+    atomic_int left = 3;
+    pthread_t threads[3];
+    crowd crowds[3];
+    for (int i = 0; i < 3; i++) {
+        crowds[i] = (crowd){e, i + 1, 0, &left};
+        CHECK(pthread_create(&threads[i], NULL, submit_and_cancel, &crowds[i]) == 0);
+    }
+    const ouro_event *events;
+    int count;
+    while (atomic_load(&left) || ouro_engine_pending(e)) CHECK(ouro_engine_step(e, NULL, NULL, &events, &count) == OURO_OK);
+    for (int i = 0; i < 3; i++) CHECK(pthread_join(threads[i], NULL) == 0 && crowds[i].wrong == 0);
+    ouro_engine_status now;
+    ouro_engine_look(e, &now);
+    CHECK(now.running == 0 && now.waiting == 0 && now.cache_bytes == now.prefix_bytes);
     ouro_engine_free(e);
     ouro_workspace_free(ws);
     ouro_model_free(m);
@@ -215,5 +371,8 @@ int main(void)
     test_one_answer(OURO_FLOAT32, &p);
     test_refusals();
     test_random_schedules();
+    test_prefix();
+    test_prefix_makes_room();
+    test_other_threads();
     return harness_failed != failed;
 }
