@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from ouro import exits
 from ouro.config import ModelConfig
-from ouro.errors import CheckpointError, ContextLengthError, MemoryLimitError, OuroError, UnsupportedError
+from ouro.engine import Engine, EngineStats, Handle
+from ouro.errors import (
+    CheckpointError,
+    ContextLengthError,
+    MemoryLimitError,
+    OuroError,
+    QueueFullError,
+    ReplayError,
+    UnsupportedError,
+)
 from ouro.generation import Generation
 from ouro.labelled import LabelledArray, LabelledSet
 from ouro.model import Model, load
@@ -22,8 +31,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CheckpointError", "ContextLengthError", "Generation", "LabelledArray", "LabelledSet", "MemoryLimitError", "Model",
-    "ModelConfig", "OuroError", "Trace", "UnsupportedError", "exits", "load", "measures", "plots", "views",
+    "CheckpointError", "ContextLengthError", "Engine", "EngineStats", "Generation", "Handle", "LabelledArray", "LabelledSet",
+    "MemoryLimitError", "Model", "ModelConfig", "OuroError", "QueueFullError", "ReplayError", "Trace", "UnsupportedError",
+    "exits", "load", "measures", "plots", "views",
 ]  # fmt: skip
 
 _ON_DEMAND = frozenset({"measures", "plots", "views"})  # imported when first asked for: `import ouro` stays light

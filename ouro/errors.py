@@ -67,3 +67,7 @@ class UnsupportedError(OuroError, RuntimeError):
 
 class QueueFullError(OuroError, RuntimeError):
     """An engine has as many requests waiting as it was told to hold; try again when some have ended."""
+
+
+class ReplayError(OuroError, ValueError):
+    """A recorded schedule went another way when it was replayed, or belongs to another model; the message has the pass."""

@@ -1,24 +1,20 @@
-"""Generation: what a caller may ask for, what comes back, and the loop that drives the engine."""
+"""Generation: what a caller may ask for, what comes back, and how it grows from the core's events."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any, Literal, TypedDict, TypeVar
 
-import numpy as np
-
-from ouro import _core
-from ouro.exits import CustomExit, ExitRule, QExit
+from ouro.exits import ExitRule, QExit
 from ouro.extras import did_you_mean
 from ouro.tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
 FINISH: dict[int, FinishReason] = {1: "stop", 2: "length", 3: "cancelled"}
-FAILED = 4
 NO_EXIT = ExitRule(0.0)
 KVPolicy = Literal["full", "last_step", "average", "first_step", "last_exited"]
 KV_POLICIES: tuple[KVPolicy, ...] = ("full", "last_step", "average", "first_step", "last_exited")  # as in csrc/engine/policy.h
@@ -36,10 +32,12 @@ class GenerationStats:
         Rows of work it had in them: positions times steps, those of the prompt included.
     prompt_tokens, tokens
         Tokens read and written.
+    prefix_tokens
+        Of the prompt, taken over from an earlier request with the same beginning.
     prefill_seconds, decode_seconds
         Up to the first new token, and after it.
     cache_bytes
-        Keys and values held at the end.
+        Keys and values held at the end, of all requests that ran together.
     guesses, kept, dropped
         Positions started on a guess, confirmed, and thrown away.
     p1, p2
@@ -49,6 +47,7 @@ class GenerationStats:
     passes: int = 0
     lanes: int = 0
     prompt_tokens: int = 0
+    prefix_tokens: int = 0
     tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -212,36 +211,84 @@ def refuse_unknown(arguments: Iterable[str]) -> None:
             raise TypeError(f"unknown generation argument '{name}'{did_you_mean(name, known)}")
 
 
-class _Running:
-    """One request: its engine id, the Generation it fills, its text so far."""
+class Request:
+    """One generation on its way: takes the core's events, fills its Generation, collects pieces of certain text.
 
-    def __init__(self, index: int, prompt: list[int], s: Settings, tokenizer: Tokenizer | None) -> None:
-        self.index = index
+    Attributes
+    ----------
+    result : Generation
+        What is known so far.
+    pieces : list of str
+        Text in the order in which it became certain.
+    done : bool
+    error : BaseException or None
+        Why it failed.
+    """
+
+    def __init__(self, prompt: list[int], s: Settings, tokenizer: Tokenizer | None) -> None:
+        if s.stop and tokenizer is None:
+            raise ValueError("stop strings need a tokenizer; this model has none")
         self.settings = s
         self.result = Generation(list(prompt), top_logprobs=[] if s.want_top else None)
+        self.pieces: list[str] = []
+        self.done = False
+        self.error: BaseException | None = None
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True) if tokenizer else None
         self._pending = ""  # text that may be the beginning of a stop string
-        self.stopped = False
+        self._stopped = False
 
-    def take(self, token: int) -> str:
+    def take(self, event: tuple[Any, ...], cache_bytes: int) -> bool:
+        """Take one event of the core; True when the core should stop here (a stop string was found, or an error)."""
+        _, token, logprob, exit_step, finish, pdf, top_ids, top_logprobs, stats, error = event
+        if finish:
+            self.result.stats = _stats(stats, cache_bytes)
+        if self.done:  # ended here before the core knew
+            return False
+        try:
+            if token >= 0:
+                self._take_token(token, logprob, exit_step, pdf, top_ids, top_logprobs)
+            if finish and not self._stopped:
+                self._release(self._decoder.flush() if self._decoder else "", final=True)
+        except Exception as e:  # of the tokenizer: it must not reach other requests
+            self.end(error=e)
+            return not finish
+        if finish:
+            self.end("stop" if self._stopped else FINISH.get(finish, "cancelled"), None if self._stopped else error)
+        return self._stopped and not finish
+
+    def end(self, reason: FinishReason = "cancelled", error: BaseException | None = None) -> None:
+        """Nothing more will come."""
+        self.done = True
+        self.error = error
+        self.result.finish_reason = reason
+
+    def _take_token(
+        self, token: int, logprob: float, exit_step: int, pdf: Sequence[float], top_ids: Sequence[int], top_logprobs: Sequence[float]
+    ) -> None:
+        r = self.result
+        if self._stopped:  # decided in the pass in which the core was told to stop
+            return
+        r.token_ids.append(token)
+        r.logprobs.append(logprob)
+        r.exit_steps.append(exit_step)
+        r.exit_pdf.append(list(pdf[: self.settings.n_steps]))
+        if r.top_logprobs is not None:
+            r.top_logprobs.append(dict(zip(top_ids, top_logprobs, strict=True)))
+        self._release(self._decoder.push(token) if self._decoder else "", final=False)
+
+    def _release(self, piece: str, *, final: bool) -> None:
         """Text that is certain to belong to the result now."""
-        return self._release(self._decoder.push(token) if self._decoder else "", final=False)
-
-    def finish(self) -> str:
-        """The rest of the text."""
-        return "" if self.stopped else self._release(self._decoder.flush() if self._decoder else "", final=True)
-
-    def _release(self, piece: str, *, final: bool) -> str:
         text = self._pending + piece
         found = [at for at in (text.find(s) for s in self.settings.stop) if at >= 0]
         if found:
-            self.stopped = True
+            self._stopped = True
             out, self._pending = text[: min(found)], ""
         else:
             keep = 0 if final else self._held(text)
             out, self._pending = text[: len(text) - keep], text[len(text) - keep :]
         self.result.text += out
-        return out
+        if out:
+            self.pieces.append(out)
 
     def _held(self, text: str) -> int:
         """Length of the longest end of text with which a stop string begins."""
@@ -252,78 +299,12 @@ class _Running:
         return 0
 
 
-class GenerationLoop:
-    """Drives one engine until its requests are done.
-
-    Iterating gives (index of the request, piece of text that just became certain, its Generation). Closing the iterator
-    early cancels what still runs.
-    """
-
-    def __init__(self, core: _core.Model, tokenizer: Tokenizer | None, max_lanes: int = 256) -> None:
-        self._engine = _core.Engine(core, max_lanes)
-        self._tokenizer = tokenizer
-        self._running: dict[int, _Running] = {}
-
-    def submit(self, index: int, prompt: list[int], s: Settings, stream: int) -> None:
-        """Queue one prompt; `stream` tells several samples of one prompt apart."""
-        rule = s.exit_rule
-        if s.stop and self._tokenizer is None:
-            raise ValueError("stop strings need a tokenizer; this model has none")
-        request = self._engine.submit(
-            np.asarray(prompt, np.int32), s.max_new_tokens, s.n_steps, s.exit_at_step, s.weighted_exit, rule.kind,
-            rule.threshold, rule.min_steps, rule.delay, rule.rule if isinstance(rule, CustomExit) else None,
-            s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed, stream,
-            np.asarray(s.stop_ids, np.int32), s.n_top, s.speculate,
-            s.kv_policy,
-        )  # fmt: skip
-        self._running[request] = _Running(index, prompt, s, self._tokenizer)
-
-    def __iter__(self) -> Iterator[tuple[int, str, Generation]]:
-        try:
-            while self._running:
-                cache_bytes = self._engine.cache_bytes()
-                for event in self._engine.step():
-                    yield from self._on_event(event, max(cache_bytes, self._engine.cache_bytes()))
-        finally:
-            for request in self._running:
-                self._engine.cancel(request)
-
-    def _on_event(self, event: tuple[Any, ...], cache_bytes: int) -> Iterator[tuple[int, str, Generation]]:
-        request, token, logprob, exit_step, finish, pdf, top_ids, top_logprobs, stats, error = event
-        running = self._running.get(request)
-        if running is None:  # its stop string was found before
-            return
-        result, piece = running.result, ""
-        if finish == FAILED:
-            raise error
-        if token >= 0:
-            result.token_ids.append(token)
-            result.logprobs.append(logprob)
-            result.exit_steps.append(exit_step)
-            result.exit_pdf.append(list(pdf[: running.settings.n_steps]))
-            if result.top_logprobs is not None:
-                result.top_logprobs.append(dict(zip(top_ids, top_logprobs, strict=True)))
-            piece = running.take(token)
-        if running.stopped and not finish:
-            self._engine.cancel(request)
-            result.finish_reason = "stop"
-        elif running.stopped:
-            result.finish_reason = "stop"
-        if finish:
-            piece += running.finish()
-            if not running.stopped:
-                result.finish_reason = FINISH[finish]
-            result.stats = _stats(stats, cache_bytes)
-            del self._running[request]
-        elif running.stopped:
-            return  # one more event follows, with the cost
-        yield running.index, piece, result
-
-
 def _stats(s: dict[str, Any], cache_bytes: int) -> GenerationStats:
     return GenerationStats(
-        passes=s["passes"], lanes=s["lanes"], prompt_tokens=s["prompt_tokens"], tokens=s["tokens"], prefill_seconds=s["prefill_seconds"],
-        decode_seconds=s["decode_seconds"], cache_bytes=cache_bytes, guesses=s["guesses"], kept=s["kept"],
-        dropped=s["dropped"], p1=s["first_right"] / s["first_tried"] if s["first_tried"] else math.nan,
+        passes=s["passes"], lanes=s["lanes"], prompt_tokens=s["prompt_tokens"], prefix_tokens=s["prefix_tokens"],
+        tokens=s["tokens"],
+        prefill_seconds=s["prefill_seconds"], decode_seconds=s["decode_seconds"], cache_bytes=cache_bytes,
+        guesses=s["guesses"], kept=s["kept"], dropped=s["dropped"],
+        p1=s["first_right"] / s["first_tried"] if s["first_tried"] else math.nan,
         p2=s["second_right"] / s["second_tried"] if s["second_tried"] else math.nan,
     )  # fmt: skip

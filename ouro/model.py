@@ -14,11 +14,11 @@ from ouro import _core
 from ouro.chat import ChatTemplate, Message
 from ouro.checkpoint.schema import core_tensor, expected_shapes
 from ouro.config import ModelConfig
+from ouro.engine import MAX_LANES, Engine
 from ouro.errors import ContextLengthError
 from ouro.generation import (
     Generation,
     GenerationArguments,
-    GenerationLoop,
     Settings,
     refuse_unknown,
     settings,
@@ -32,7 +32,6 @@ from ouro.trace import Trace
 
 Tokens = str | Sequence[int] | NDArray[np.integer[Any]]
 Batch = Tokens | Sequence[str] | Sequence[Sequence[int]]
-MAX_LANES = 256  # positions of a prompt that share a pass
 LOGITS = {"none": 0, "last": 1, "all": 2}
 
 
@@ -208,24 +207,31 @@ class Model:
         per_prompt: list[Any] = [results[i : i + n] if n > 1 else results[i] for i in range(0, len(results), n)]
         return per_prompt if batch else per_prompt[0]
 
-    def _loop(self, prompt: Batch, n: int, s: Settings) -> GenerationLoop:
+    def _run(self, prompt: Batch, n: int, s: Settings) -> list[Generation]:
+        """All samples of all prompts, in order, by an engine that this thread steps."""
         if n < 1:
             raise ValueError(f"n is {n}, expected 1 or more")
-        loop = GenerationLoop(self._core, self.tokenizer, MAX_LANES)
-        for i, ids in enumerate(self._many(prompt)[0]):
-            for sample in range(n):
-                loop.submit(i * n + sample, ids, s, sample)
-        return loop
+        prompts, _ = self._many(prompt)
+        shared = None if n * len(prompts) > 1 else 0  # beginnings in common
+        with Engine(self, background=False, prefix_cache_bytes=shared) as engine:
+            handles = [engine._submit(ids, s, sample) for ids in prompts for sample in range(n)]
+            return [handle.result() for handle in handles]
 
-    def _run(self, prompt: Batch, n: int, s: Settings) -> list[Generation]:
-        results = {index: result for index, _, result in self._loop(prompt, n, s)}
-        return [results[i] for i in sorted(results)]
+    def _stream(self, ids: list[int], s: Settings) -> Iterator[str]:
+        """Pieces of text of one prompt; what is wrong with it is raised at once."""
+        engine = Engine(self, background=False, prefix_cache_bytes=0)
+        handle = engine._submit(ids, s, 0)
+
+        def pieces() -> Iterator[str]:
+            with engine:
+                yield from handle
+
+        return pieces()
 
     @takes_generation_arguments
     def stream(self, prompt: Tokens, *, max_new_tokens: int = 128, **arguments: Unpack[GenerationArguments]) -> Iterator[str]:
         """`generate` for one prompt, giving pieces of text that are whole characters as they come."""
-        s = self._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments})
-        return (piece for _, piece, _ in self._loop(self._one(prompt), 1, s) if piece)
+        return self._stream(self._one(prompt), self._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments}))
 
     def chat_prompt(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> str:
         """The text a conversation becomes, with the assistant's turn open."""
@@ -247,8 +253,7 @@ class Model:
                     **arguments: Unpack[GenerationArguments]) -> Iterator[str]:  # fmt: skip
         """`chat`, giving pieces of text as they come."""
         s = self._settings(chat=True, arguments={"max_new_tokens": max_new_tokens, **arguments})
-        ids = self.to_tokens(self.chat_prompt(messages, enable_thinking=enable_thinking))
-        return (piece for _, piece, _ in self._loop(ids, 1, s) if piece)
+        return self._stream(self.to_tokens(self.chat_prompt(messages, enable_thinking=enable_thinking)), s)
 
     def weight(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """A tensor of the checkpoint as the model multiplies with it, dequantised.

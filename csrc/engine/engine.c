@@ -41,6 +41,16 @@ static int check_options(const ouro_engine_options *o)
     return OURO_OK;
 }
 
+/* What other threads may see of the engine. */
+static void publish(ouro_engine *e)
+{
+    pthread_mutex_lock(&e->door);
+    e->looked = (ouro_engine_status){.stats = e->stats, .cache_bytes = e->budget.bytes, .cache_peak = e->budget.peak,
+                                     .cache_limit = e->budget.limit, .prefix_bytes = e->prefix.bytes,
+                                     .prefix_limit = e->prefix.limit};
+    pthread_mutex_unlock(&e->door);
+}
+
 int ouro_engine_new(ouro_workspace *ws, const ouro_engine_options *options, ouro_engine **out)
 {
     if (!ws || !options || !out) return ouro_fail(OURO_ERR_ARGUMENT, "workspace, options and out must not be NULL");
@@ -65,6 +75,7 @@ int ouro_engine_new(ouro_workspace *ws, const ouro_engine_options *options, ouro
         free(e);
         return status;
     }
+    publish(e);
     *out = e;
     return OURO_OK;
 }
@@ -206,16 +217,6 @@ static void fail_running(ouro_engine *e, int status)
         next = r->next;
         if (r->running) ouro_end_request(e, r, status == OURO_ERR_CANCELLED ? OURO_FINISH_CANCELLED : OURO_FINISH_FAILED, status);
     }
-}
-
-/* What other threads may see of the engine. */
-static void publish(ouro_engine *e)
-{
-    pthread_mutex_lock(&e->door);
-    e->looked = (ouro_engine_status){.stats = e->stats, .cache_bytes = e->budget.bytes, .cache_peak = e->budget.peak,
-                                     .cache_limit = e->budget.limit, .prefix_bytes = e->prefix.bytes,
-                                     .prefix_limit = e->prefix.limit};
-    pthread_mutex_unlock(&e->door);
 }
 
 static int run_pass(ouro_engine *e, ouro_poll_fn poll, void *poll_arg)
