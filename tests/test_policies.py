@@ -99,7 +99,7 @@ def test_memory_is_given_back(policy):
     prompt = np.resize(reference("trained")["input_ids"][0], 300).tolist()
     full, folded = (model.generate(prompt, max_new_tokens=8, kv_policy=p, eos_token_id=[]).stats.cache_bytes for p in ("full", policy))
     assert full == 4 * folded == 4 * 5 * page
-    engine = _core.Engine(model._core, 512, 24 * page)  # a full request needs 4 rows of 6 pages: only one fits
+    engine = _core.Engine(model._core, 512, 24 * page, prefill_lanes=512)  # a full request needs 4 rows of 6 pages: only one fits
     arguments = {"exit_kind": 0, "exit_threshold": 0.0, "exit_min_steps": 0, "exit_delay": 0, "exit_rule": None, "temperature": 0.0}
     more = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0, "stream": 0, "stop_ids": [], "n_top": 0}
     for _ in range(2):
