@@ -16,8 +16,7 @@
 
 #define V_MAX_TILES 4
 #define V_FAR 8192              /* bytes that a weight stream is prefetched ahead */
-
-#define V_SMALL 8192            /* tiles of attention blocks: too short for the hardware to see a stream */
+#define V_SHORT 8192            /* tiles of attention blocks: too short for the hardware to see a stream */
 
 /* Where the lanes of a block stand: every third has a pointer of its own and the two behind it are reached by one and two
  * strides, which an x86 load adds by itself. One offset a lane would need more registers than there are. */
@@ -32,6 +31,8 @@ typedef struct v_job {
     size_t tile_bytes;          /* to the next */
     const uint8_t *x;           /* first lane */
     size_t stride;              /* bytes to the next */
+    int is_short;               /* tiles of at most V_SHORT: a whole matrix is asked for while the one before is read */
+    uintptr_t next;             /* from a place of this matrix to the same place of the next, modulo 2^64 */
     int units;                  /* 64-byte units of weights in a tile; groups of 128 or 64 k for int8, int4 */
     size_t scale_bytes;         /* before the units: int8, int4 */
     const float *xs;            /* [lanes][xs_stride] scales of the first lane, sums [lanes][2 xs_stride] */
@@ -42,7 +43,7 @@ typedef struct v_job {
     int accumulate;
     float *scratch;             /* [T * L][16] f32, int kinds: accumulators that do not fit in registers */
     int asks;                   /* the block asks for its own weights ahead of time */
-    const uint8_t *soon, *soon_end;     /* weights of the next block of tiles, to be asked for meanwhile */
+    uintptr_t soon, soon_end;   /* weights of the next block of tiles, to be asked for meanwhile */
     int soon_lines;             /* of 64 bytes, for each four units (float kinds) or each group of k */
 } v_job;
 
@@ -62,11 +63,12 @@ V_INLINE void bases_step(const int L, int step, const uint8_t **at)
     }
 }
 
-/* What to add to the address w of a unit to prefetch ahead. Past the end of its tile a stream goes on in the tile T
- * further, which the next block reads, not in its neighbour, which this block reads itself. */
-V_INLINE size_t ahead(const int T, const v_job *j, const uint8_t *w)
+/* The address to ask for while the unit at w is read. Past the end of its tile a stream goes on in the tile T further,
+ * which the next block reads, not in its neighbour, which this block reads itself. */
+V_INLINE uintptr_t ahead(const int T, const v_job *j, const uint8_t *w)
 {
-    return w + V_FAR < j->w + j->tile_bytes ? V_FAR : V_FAR + (size_t)(T - 1) * j->tile_bytes;
+    if (j->is_short) return (uintptr_t)w + j->next;
+    return (uintptr_t)w + (w + V_FAR < j->w + j->tile_bytes ? V_FAR : V_FAR + (size_t)(T - 1) * j->tile_bytes);
 }
 
 V_INLINE void block_open(const int T, const int L, const v_job *j, vf *acc)
@@ -137,10 +139,10 @@ V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_j
     const uint8_t *w = j->w, *x[V_BASES];
     bases_open(L, j->x, j->stride, x);
     const int step = kind == V_MIXED ? 8 : 4;       /* bytes of a lane that meet one unit */
-    const uint8_t *soon = j->soon;
+    uintptr_t soon = j->soon;
     for (int u = 0; u < j->units; u += 4, w += 4 * 64, bases_step(L, 4 * step, x)) {
         if (j->asks) {
-            const uint8_t *far = w + ahead(T, j, w);
+            const uintptr_t far = ahead(T, j, w);
             V_UNROLL for (int i = 0; i < 4; i++)
                 V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(far + (size_t)t * j->tile_bytes + 64 * i);
         }
@@ -160,7 +162,7 @@ V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_j
 V_INLINE void group_int8(const int T, const int L, const int asks, const v_job *j, int g, vi *sum)
 {
     const uint8_t *w = j->w + j->scale_bytes + (size_t)g * 32 * 64, *x[V_BASES];
-    const size_t far = asks ? ahead(T, j, w) : 0;
+    const uintptr_t far = asks ? ahead(T, j, w) - (uintptr_t)w : 0;
     bases_open(L, j->x + (size_t)g * OURO_GROUP, j->stride, x);
     V_UNROLL for (int l = 0; l < L; l++) {
         const int32_t *s = j->sum + (size_t)l * 2 * j->xs_stride + 2 * (size_t)g;
@@ -171,7 +173,7 @@ V_INLINE void group_int8(const int T, const int L, const int asks, const v_job *
             v_iw wt[V_MAX_TILES];
             V_UNROLL for (int t = 0; t < T; t++) {
                 wt[t] = v_load_int8(w + 64 * i + (size_t)t * j->tile_bytes);
-                if (asks) V_PREFETCH(w + 64 * i + (size_t)t * j->tile_bytes + far);
+                if (asks) V_PREFETCH((uintptr_t)w + far + 64 * i + (size_t)t * j->tile_bytes);
             }
             V_UNROLL for (int l = 0; l < L; l++) {
                 v_ix xl = v_load_ix(V_AT(x, l, j->stride) + 4 * i);
@@ -184,7 +186,7 @@ V_INLINE void group_int8(const int T, const int L, const int asks, const v_job *
 V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *j, int g, vi *sum)
 {
     const uint8_t *w = j->w + j->scale_bytes + (size_t)g * 8 * 64, *x[V_BASES];
-    const size_t far = asks ? ahead(T, j, w) : 0;
+    const uintptr_t far = asks ? ahead(T, j, w) - (uintptr_t)w : 0;
     bases_open(L, j->x + (size_t)g * OURO_GROUP4, j->stride, x);
     V_UNROLL for (int l = 0; l < L; l++) {
         int32_t s = j->sum[(size_t)l * 2 * j->xs_stride + (size_t)g];
@@ -194,7 +196,7 @@ V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *
         v_iw low[V_MAX_TILES], high[V_MAX_TILES];
         V_UNROLL for (int t = 0; t < T; t++) {
             v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
-            if (asks) V_PREFETCH(w + (size_t)t * j->tile_bytes + far);
+            if (asks) V_PREFETCH((uintptr_t)w + far + (size_t)t * j->tile_bytes);
         }
         V_UNROLL for (int l = 0; l < L; l++) {
             v_ix x0 = v_load_ix(V_AT(x, l, j->stride)), x1 = v_load_ix(V_AT(x, l, j->stride) + 32);
@@ -214,9 +216,9 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
     block_open(T, L, j, acc);
     if (j->asks)             /* the units come after the scales: what the streams of this tile and the last leave out */
         for (size_t at = 0; at < j->scale_bytes; at += 64)
-            V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(j->w + (size_t)t * j->tile_bytes + V_FAR + at);
+            V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH((uintptr_t)j->w + (size_t)t * j->tile_bytes + V_FAR + at);
     if (!keep) V_UNROLL for (int i = 0; i < T * L; i++) v_store(j->scratch + i * OURO_TILE, acc[i]);
-    const uint8_t *soon = j->soon;
+    uintptr_t soon = j->soon;
     for (int g = 0; g < j->units; g++) {
         vi sum[V_MAX_TILES * V_LANES];
         if (kind == V_INT8) {

@@ -35,6 +35,8 @@ static v_job job_of(const ouro_matrix *w, const ouro_acts *x, v_kind kind)
     v_job j = {.tile_bytes = w->tile_bytes, .stride = x->stride, .xs_stride = (size_t)(x->kpad / OURO_GROUP)};
     int per_unit = kind == V_F32 ? 1 : kind == V_INT8 ? OURO_GROUP : kind == V_INT4 ? OURO_GROUP4 : 2;
     j.units = w->kpad / per_unit;
+    j.is_short = w->tile_bytes <= V_SHORT;
+    j.next = (w->next ? (uintptr_t)w->next : (uintptr_t)w->data + ouro_matrix_bytes(w)) - (uintptr_t)w->data;
     if (kind == V_INT8 || kind == V_INT4) j.scale_bytes = ((size_t)j.units * 2 * OURO_TILE + 63) & ~(size_t)63;
     return j;
 }
@@ -86,15 +88,16 @@ static void job_asks(v_job *j, v_kind kind, int tiles, int lanes)
 {
     size_t groups = (size_t)groups_of(kind, lanes), lines = j->tile_bytes * (size_t)tiles / 64;
     size_t steps = (size_t)(kind == V_INT8 || kind == V_INT4 ? j->units : j->units / 4) * groups;
-    j->asks = groups == 1 && (V_SLOW(kind, lanes) || j->tile_bytes <= V_SMALL);
+    j->asks = groups == 1 && (j->is_short || V_SLOW(kind, lanes));
     j->soon_lines = groups == 1 ? 0 : (int)((lines + steps - 1) / steps);
 }
 
-/* the part of the next `tiles` tiles that group `at` of the set asks for */
+/* the part of the next `tiles` tiles (of short ones: of those at the same place of the next matrix) that group `at` of
+ * the set asks for */
 static void job_soon(v_job *j, int tiles, int at, int groups)
 {
     size_t bytes = (size_t)tiles * j->tile_bytes, lines = bytes / 64;
-    const uint8_t *next = j->w + bytes;
+    uintptr_t next = (uintptr_t)j->w + (j->is_short ? j->next : bytes);
     j->soon = j->soon_end = next;
     if (j->soon_lines == 0) return;
     j->soon = next + lines * (size_t)at / (size_t)groups * 64;
@@ -171,4 +174,5 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
                [OURO_INT4] = {[OURO_ACT_S8] = swiglu}}, \
     .swiglu_rows = swiglu_rows, .rmsnorm = rmsnorm, .add_rmsnorm = add_rmsnorm, .dot = dot, .to_bf16 = to_bf16, \
     .to_s8 = to_s8, .rope = rope, .softmax_f32 = softmax_f32, .softmax_bf16 = softmax_bf16, .scale_row = scale_row, \
+    .scale_scores = scale_scores, .scale_weights = scale_weights, \
     .softmax_stats = softmax_stats, .s8_to_bf16 = s8_to_bf16}

@@ -41,6 +41,7 @@ typedef struct ouro_matrix {
     int kpad;                /* padded cols */
     size_t tile_bytes;       /* bytes from one tile to the next, a multiple of 64 */
     uint8_t *data;           /* [tiles][tile_bytes], 64-byte aligned, owned by whoever made it */
+    const uint8_t *next;     /* a hint: what of the same size is read after it; NULL: what lies behind it */
 } ouro_matrix;
 
 /* Rows of activations in the form that a weight format multiplies:
@@ -110,12 +111,17 @@ typedef struct ouro_kernels {
     /* x[n] *= a */
     void (*scale_row)(float *x, float a, int n);
 
+    /* one block of 64 with a factor each: s = s * scale; p (bf16) = p * scale rounded as in to_bf16 */
+    void (*scale_scores)(float *s, const float *scale);
+    void (*scale_weights)(uint16_t *p, const float *scale);
+
     /* maximum m of z[n], index of the first maximum, s = sum exp(z - m), u = sum exp(z - m) * (z - m): 16 partials
      * each (u by fma), fixed tree. log sum exp = m + log s; entropy = log s - u / s. */
     void (*softmax_stats)(const float *z, int n, float *m, int *argmax, float *s, float *u);
 
-    /* s8 rows of a cache block expanded into a bf16 tile block: q is exact in bf16. n bytes, a multiple of 64 */
-    void (*s8_to_bf16)(const int8_t *q, int n, uint16_t *y);
+    /* s8 rows of a cache block expanded into a bf16 tile block: q is exact in bf16. n bytes, a multiple of 64. `next` is
+     * a hint, n bytes that will be read after these, or NULL */
+    void (*s8_to_bf16)(const int8_t *q, int n, uint16_t *y, const void *next);
 } ouro_kernels;
 
 extern const ouro_kernels ouro_kernels_scalar;

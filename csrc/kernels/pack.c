@@ -15,6 +15,7 @@ void ouro_matrix_layout(ouro_matrix *m, ouro_format format, int rows, int cols, 
     m->cols = cols;
     m->tiles = tiles;
     m->data = NULL;
+    m->next = NULL;
     m->kpad = round_up(cols, format == OURO_INT8 || format == OURO_INT4 ? OURO_GROUP : 8);
     size_t k = (size_t)m->kpad, row = OURO_TILE;
     size_t scales = 0, body = 0;

@@ -176,6 +176,16 @@ static void scale_row(float *x, float a, int n)
     for (; i < n; i++) x[i] *= a;
 }
 
+static void scale_scores(float *s, const float *scale)
+{
+    for (int i = 0; i < OURO_BLOCK; i += V_WIDTH) v_store(s + i, v_mul(v_load(s + i), v_load(scale + i)));
+}
+
+static void scale_weights(uint16_t *p, const float *scale)
+{
+    for (int i = 0; i < OURO_BLOCK; i += V_WIDTH) v_store_bf16(p + i, v_mul(v_widen_bf16(p + i), v_load(scale + i)));
+}
+
 /* Index of the first maximum. Chunk maxima first; only the chunk that raised the maximum last is searched. A NaN is
  * never a maximum, unless it stands first (then nothing exceeds it): as the scalar comparisons have it. */
 static int first_maximum(const float *z, int n)
@@ -215,7 +225,11 @@ static void softmax_stats(const float *z, int n, float *m, int *argmax, float *s
     *u = v_tree(pu);
 }
 
-static void s8_to_bf16(const int8_t *q, int n, uint16_t *y)
+static void s8_to_bf16(const int8_t *q, int n, uint16_t *y, const void *next)
 {
-    for (int i = 0; i < n; i += V_WIDTH) v_store_bf16(y + i, v_widen_s8(q + i));
+    for (int i = 0; i < n; i += 64) {
+        if (next) V_PREFETCH((uintptr_t)next + (uintptr_t)i);
+        v_expand_s8(q + i, y + i);
+        v_expand_s8(q + i + 32, y + i + 32);
+    }
 }

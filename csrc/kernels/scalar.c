@@ -236,6 +236,16 @@ static void scale_row(float *x, float a, int n)
     for (int i = 0; i < n; i++) x[i] *= a;
 }
 
+static void scale_scores(float *s, const float *scale)
+{
+    for (int i = 0; i < OURO_BLOCK; i++) s[i] *= scale[i];
+}
+
+static void scale_weights(uint16_t *p, const float *scale)
+{
+    for (int i = 0; i < OURO_BLOCK; i++) p[i] = ouro_f32_to_bf16(ouro_bf16_to_f32(p[i]) * scale[i]);
+}
+
 static void softmax_stats(const float *z, int n, float *m, int *argmax, float *s, float *u)
 {
     int best = 0;
@@ -253,8 +263,9 @@ static void softmax_stats(const float *z, int n, float *m, int *argmax, float *s
     *u = ouro_tree16(pu);
 }
 
-static void s8_to_bf16(const int8_t *q, int n, uint16_t *y)
+static void s8_to_bf16(const int8_t *q, int n, uint16_t *y, const void *next)
 {
+    (void)next;
     for (int i = 0; i < n; i++) y[i] = ouro_f32_to_bf16((float)q[i]);
 }
 
@@ -278,6 +289,8 @@ const ouro_kernels ouro_kernels_scalar = {
     .softmax_f32 = softmax_f32,
     .softmax_bf16 = softmax_bf16,
     .scale_row = scale_row,
+    .scale_scores = scale_scores,
+    .scale_weights = scale_weights,
     .softmax_stats = softmax_stats,
     .s8_to_bf16 = s8_to_bf16,
 };

@@ -164,6 +164,13 @@ static inline vf v_widen_s8(const int8_t *p)
     return v_from_int((vi){_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))});
 }
 
+/* thirty-two s8 as bf16 */
+static inline void v_expand_s8(const int8_t *q, uint16_t *y)
+{
+    v_store_bf16(y, v_widen_s8(q));
+    v_store_bf16(y + 16, v_widen_s8(q + 16));
+}
+
 /* ---- product units --------------------------------------------------------------------------------------------- */
 
 /* a macro: gcc 12 takes an inline function that only prefetches for a pure one and drops the calls */

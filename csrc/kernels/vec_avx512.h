@@ -101,6 +101,12 @@ static inline vf v_widen_s8(const int8_t *p)
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
 }
 
+/* thirty-two s8 as bf16 */
+static inline void v_expand_s8(const int8_t *q, uint16_t *y)
+{
+    _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(v_widen_s8(q + 16), v_widen_s8(q)));
+}
+
 /* ---- product units --------------------------------------------------------------------------------------------- */
 
 /* a macro: gcc 12 takes an inline function that only prefetches for a pure one and drops the calls */

@@ -137,10 +137,17 @@ static inline vf v_widen_s8(const int8_t *p)
                             vmovl_s16(vget_low_s16(high)), vmovl_s16(vget_high_s16(high))}});
 }
 
+/* thirty-two s8 as bf16 */
+static inline void v_expand_s8(const int8_t *q, uint16_t *y)
+{
+    v_store_bf16(y, v_widen_s8(q));
+    v_store_bf16(y + 16, v_widen_s8(q + 16));
+}
+
 /* ---- product units --------------------------------------------------------------------------------------------- */
 
 /* a macro: gcc 12 takes an inline function that only prefetches for a pure one and drops the calls */
-#define V_PREFETCH(p) __builtin_prefetch(p, 0, 2)
+#define V_PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 2)
 #define V_PREFETCH_OUT(p) __builtin_prefetch(p, 1, 3)
 static inline vf v_bcast(const uint8_t *p) { return v_set1(*(const float *)(const void *)p); }
 

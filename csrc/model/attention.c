@@ -22,7 +22,7 @@ typedef struct scratch {
     float *s;                    /* [ROWS][64] f32 */
     float *o;                    /* [ROWS][head_pad] f32 */
     float *m, *l;                /* [ROWS] running maximum and sum */
-    uint16_t *expanded;          /* an int8 block as bf16 */
+    uint16_t *expanded;          /* the keys, then the values, of an int8 block as bf16 */
     uint8_t *overlaid;           /* a block with side rows laid over it */
 } scratch;
 
@@ -57,7 +57,7 @@ static size_t cut_scratch(const ouro_workspace *ws, uint8_t *base, scratch *t)
     t->o = take(&at, OURO_ATTEND_ROWS * (size_t)ouro_head_pad(&ws->model->config) * sizeof(float));
     t->m = take(&at, OURO_ATTEND_ROWS * sizeof(float));
     t->l = take(&at, OURO_ATTEND_ROWS * sizeof(float));
-    t->expanded = take(&at, (y->k_elements + y->v_elements) * sizeof(uint16_t));
+    t->expanded = take(&at, (y->k_elements > y->v_elements ? y->k_elements : y->v_elements) * sizeof(uint16_t));
     t->overlaid = take(&at, y->block_bytes);
     return at.used;
 }
@@ -123,26 +123,24 @@ static void soften(const ouro_workspace *ws, scratch *t, int row, int visible, c
     const ouro_config *c = &ws->model->config;
     float *s = t->s + (size_t)row * OURO_BLOCK, scale = 1.0f / sqrtf((float)c->d_head), alpha;
     uint8_t *p = t->p.data + (size_t)row * t->p.stride;
-    if (k_scale)
-        for (int i = 0; i < OURO_BLOCK; i++) s[i] *= k_scale[i];
+    if (k_scale) kernels->scale_scores(s, k_scale);
     if (t->p.kind == OURO_ACT_F32)
         alpha = kernels->softmax_f32(s, visible, scale, &t->m[row], &t->l[row], (float *)(void *)p);
     else
         alpha = kernels->softmax_bf16(s, visible, scale, &t->m[row], &t->l[row], (uint16_t *)(void *)p);
-    if (v_scale) {
-        uint16_t *b = (uint16_t *)(void *)p;
-        for (int i = 0; i < OURO_BLOCK; i++) b[i] = ouro_f32_to_bf16(ouro_bf16_to_f32(b[i]) * v_scale[i]);
-    }
-    kernels->scale_row(t->o + (size_t)row * (size_t)ouro_head_pad(c), alpha, ouro_head_pad(c));
+    if (v_scale) kernels->scale_weights((uint16_t *)(void *)p, v_scale);
+    if (alpha != 1.0f) kernels->scale_row(t->o + (size_t)row * (size_t)ouro_head_pad(c), alpha, ouro_head_pad(c));
 }
 
 static void merge_block(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int b, int layer, int head,
                         int per_kv, scratch *t)
 {
     const ouro_model *m = ws->model;
-    const uint8_t *block = visible_block(ws, &lanes[span.end - 1], b, layer, head, t->overlaid);
+    const ouro_lane *last = &lanes[span.end - 1];
+    const uint8_t *block = visible_block(ws, last, b, layer, head, t->overlaid), *next = NULL;
+    if (b < last->pos / OURO_BLOCK && last->pages[b + 1]) next = ouro_kv_block(&ws->kv, last->pages[b + 1], layer, head);
     ouro_matrix k, v;
-    ouro_kv_view(&ws->kv, m->kernels, block, t->expanded, &k, &v);
+    ouro_kv_view_k(&ws->kv, m->kernels, block, t->expanded, &k);
     int rows = (span.end - span.begin) * per_kv, first = 0;
     while (lanes[span.begin + first / per_kv].pos < b * OURO_BLOCK) first += per_kv;
     int pad = ouro_head_pad(&m->config);
@@ -152,6 +150,7 @@ static void merge_block(ouro_workspace *ws, const ouro_lane *lanes, ouro_span sp
         soften(ws, t, row, visible < OURO_BLOCK ? visible : OURO_BLOCK, ouro_kv_k_scales(&ws->kv, block),
                ouro_kv_v_scales(&ws->kv, block));
     }
+    ouro_kv_view_v(&ws->kv, m->kernels, block, next, t->expanded, &v);
     m->kernels->matmul[v.format][t->p.kind](&v, 0, v.tiles, &t->p, first, rows, t->o, (size_t)pad, 1);
 }
 

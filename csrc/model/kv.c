@@ -199,21 +199,30 @@ void ouro_page_mean(const ouro_kv_layout *y, uint8_t *const *pages, int n, uint8
 
 /* ---- views -------------------------------------------------------------------------------------------------- */
 
-void ouro_kv_view(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, uint16_t *scratch,
-                  ouro_matrix *k, ouro_matrix *v)
+void ouro_kv_view_k(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, uint16_t *scratch,
+                    ouro_matrix *k)
 {
-    ouro_format format = y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16;
-    ouro_matrix_layout(k, format, OURO_BLOCK, y->d_head, OURO_BLOCK / OURO_TILE);
-    ouro_matrix_layout(v, format, y->d_head, OURO_BLOCK, y->v_tiles);
+    ouro_matrix_layout(k, y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16, OURO_BLOCK, y->d_head, OURO_BLOCK / OURO_TILE);
     if (y->dtype != OURO_KV_INT8) {
         k->data = (uint8_t *)(uintptr_t)block;             /* read only from here on */
-        v->data = (uint8_t *)(uintptr_t)(block + y->v_data);
+        k->next = block + y->v_data;
         return;
     }
-    kernels->s8_to_bf16((const int8_t *)block, (int)y->k_elements, scratch);
-    kernels->s8_to_bf16((const int8_t *)block + y->v_data, (int)y->v_elements, scratch + y->k_elements);
+    kernels->s8_to_bf16((const int8_t *)block, (int)y->k_elements, scratch, block + y->v_data);
     k->data = (uint8_t *)scratch;
-    v->data = (uint8_t *)(scratch + y->k_elements);
+}
+
+void ouro_kv_view_v(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, const uint8_t *next,
+                    uint16_t *scratch, ouro_matrix *v)
+{
+    ouro_matrix_layout(v, y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16, y->d_head, OURO_BLOCK, y->v_tiles);
+    if (y->dtype != OURO_KV_INT8) {
+        v->data = (uint8_t *)(uintptr_t)(block + y->v_data);
+        v->next = next;
+        return;
+    }
+    kernels->s8_to_bf16((const int8_t *)block + y->v_data, (int)y->v_elements, scratch, next);
+    v->data = (uint8_t *)scratch;
 }
 
 const float *ouro_kv_k_scales(const ouro_kv_layout *y, const uint8_t *block)

@@ -56,10 +56,13 @@ void ouro_page_mean(const ouro_kv_layout *y, uint8_t *const *pages, int n, uint8
 /* slot `at` of a block back as f32 [d_head], for inspection */
 void ouro_kv_load(const ouro_kv_layout *y, const uint8_t *block, int at, float *k, float *v);
 
-/* Views of a block as matrices for the product kernels. For INT8, `scratch` (k_elements + v_elements bf16, 64-byte
- * aligned) receives the expanded block; the scales stay outside: see ouro_kv_k_scales. */
-void ouro_kv_view(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, uint16_t *scratch,
-                  ouro_matrix *k, ouro_matrix *v);
+/* Views of a block as matrices for the product kernels, K first. For INT8, `scratch` (as many bf16 as K or V has elements,
+ * 64-byte aligned; the same for both) receives it expanded; the scales stay outside: see ouro_kv_k_scales. `next` is the
+ * block that will be read after this one, or NULL: it is asked for meanwhile. */
+void ouro_kv_view_k(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, uint16_t *scratch,
+                    ouro_matrix *k);
+void ouro_kv_view_v(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, const uint8_t *next,
+                    uint16_t *scratch, ouro_matrix *v);
 /* [64] f32 scales of K and V rows; NULL unless INT8 */
 const float *ouro_kv_k_scales(const ouro_kv_layout *y, const uint8_t *block);
 const float *ouro_kv_v_scales(const ouro_kv_layout *y, const uint8_t *block);

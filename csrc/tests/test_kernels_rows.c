@@ -77,8 +77,8 @@ static void compare_rounding(const ouro_kernels *k, uint64_t *seed, int n)
     CHECK_SAME(scale[0], scale[1], PAD / OURO_GROUP, "%s to_s8 scale n %d", k->name, n);
     EXPECT(!memcmp(sum[0], sum[1], sizeof sum[0]), "%s to_s8 sum n %d", k->name, n);
 
-    s->s8_to_bf16(q[0], PAD / 64 * 64, want);
-    k->s8_to_bf16(q[0], PAD / 64 * 64, got);
+    s->s8_to_bf16(q[0], PAD / 64 * 64, want, NULL);
+    k->s8_to_bf16(q[0], PAD / 64 * 64, got, want);
     EXPECT(!memcmp(want, got, PAD / 64 * 64 * sizeof *got), "%s s8_to_bf16", k->name);
 }
 
@@ -103,6 +103,12 @@ static void compare_softmax(const ouro_kernels *k, uint64_t *seed)
         CHECK_SAME(&mh[0], &mh[1], 1, "%s softmax_bf16 m n %d", k->name, n);
         CHECK_SAME(&lh[0], &lh[1], 1, "%s softmax_bf16 l n %d", k->name, n);
         EXPECT(!memcmp(half[0], half[1], sizeof half[0]), "%s softmax_bf16 p n %d", k->name, n);
+
+        float factor[OURO_BLOCK];
+        for (int i = 0; i < OURO_BLOCK; i++) factor[i] = below(seed, 9) ? 0.01f * normal(seed) : 0.0f;
+        for (int i = 0; i < 2; i++) both[i]->scale_scores(p[i], factor), both[i]->scale_weights(half[i], factor);
+        CHECK_SAME(p[0], p[1], OURO_BLOCK, "%s scale_scores", k->name);
+        EXPECT(!memcmp(half[0], half[1], sizeof half[0]), "%s scale_weights", k->name);
     }
 }
 
