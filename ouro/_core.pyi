@@ -72,11 +72,46 @@ class Model:
     def weight(self, tensor: int, layer: int, row0: int, n_rows: int, /) -> NDArray[np.float32]: ...
     def finish(self, threads: int, kv_dtype: str, blas: str | None = ..., /) -> None: ...
     def trace(
-        self, sequences: Sequence[NDArray[np.int32]], n_steps: int, logits: int, max_lanes: int, /
+        self,
+        sequences: Sequence[NDArray[np.int32]],
+        n_steps: int,
+        logits: int,
+        max_lanes: int,
+        plan: Plan | None = ...,
+        program: Sequence[tuple[int, Sequence[int], bool]] | None = ...,
+        /,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]: ...
     def readout(self, states: NDArray[np.float32], want_logits: bool, /) -> tuple[Any, ...]: ...
     def save(self, path: str | bytes | PathLike[str], progress: Callable[[int, int], object] | None = ..., /) -> None: ...
     def info(self) -> dict[str, Any]: ...
+
+@final
+class Plan:
+    def __new__(cls, model: Model) -> Plan: ...
+    def capture(
+        self, point: int, steps: ArrayLike, layers: ArrayLike, positions: NDArray[np.int32], array: NDArray[Any], /
+    ) -> None: ...
+    def edit(
+        self,
+        kind: int,
+        point: int,
+        steps: ArrayLike,
+        layers: ArrayLike,
+        heads: ArrayLike | None,
+        positions: NDArray[np.int32] | None,
+        array: NDArray[np.float32] | None,
+        scale: float,
+        seed: int,
+        /,
+    ) -> None: ...
+    def call(
+        self,
+        point: int,
+        steps: ArrayLike,
+        layers: ArrayLike,
+        function: Callable[[NDArray[np.float32], int, int, int, NDArray[np.int64]], NDArray[np.float32] | None],
+        /,
+    ) -> None: ...
 
 @final
 class Engine:

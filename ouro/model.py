@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro import _core
+from ouro.cache import ActivationCache
+from ouro.capture import CaptureDtype, CapturePlan, Positions, StopAt
 from ouro.chat import ChatTemplate, Message
 from ouro.checkpoint.schema import core_tensor, expected_shapes
 from ouro.config import ModelConfig
 from ouro.engine import MAX_LANES, Engine
-from ouro.errors import ContextLengthError
+from ouro.forward import Forward
 from ouro.generation import (
     Generation,
     GenerationArguments,
@@ -24,6 +26,7 @@ from ouro.generation import (
     settings,
     takes_generation_arguments,
 )
+from ouro.hooks import Filter
 from ouro.hub import resolve
 from ouro.loading import USUAL_HEAD, Compute, Format, KVDtype, Part, load_core
 from ouro.packed import save_packed
@@ -32,7 +35,6 @@ from ouro.trace import Trace
 
 Tokens = str | Sequence[int] | NDArray[np.integer[Any]]
 Batch = Tokens | Sequence[str] | Sequence[Sequence[int]]
-LOGITS = {"none": 0, "last": 1, "all": 2}
 
 
 class Model:
@@ -142,17 +144,94 @@ class Model:
         ContextLengthError, MemoryLimitError
             With the numbers, before anything is computed.
         """
-        if logits not in LOGITS:
-            raise ValueError(f"logits is {logits!r}, expected 'last', 'all' or 'none'")
-        if max_lanes < 1:
-            raise ValueError(f"max_lanes is {max_lanes}, expected 1 or more")
-        sequences, _ = self._many(x)
-        longest = max(len(s) for s in sequences)
-        if longest > self.config.n_ctx:
-            raise ContextLengthError(f"{longest} tokens exceed the context of {self.config.n_ctx}")
+        return self._forward(x, n_steps=n_steps, logits=logits, max_lanes=max_lanes).run()
+
+    def _forward(self, x: Batch, *, n_steps: int | None, logits: str, max_lanes: int = MAX_LANES) -> Forward:
         steps = self.config.n_steps if n_steps is None else n_steps
-        states, gate, z = self._core.trace([np.asarray(s, np.int32) for s in sequences], steps, LOGITS[logits], max_lanes)
-        return Trace(states, gate, z, np.array([len(s) for s in sequences]), sequences, self)
+        return Forward(self, self._many(x)[0], steps, logits, max_lanes)
+
+    # -- the microscope ------------------------------------------------------------------------------------------------
+
+    def plan(
+        self, x: Batch, names_filter: Filter | None = None, *, pos: Positions = None, steps: Iterable[int] | None = None,
+        dtype: CaptureDtype = "float32", n_steps: int | None = None, stop_at: StopAt | None = None,
+    ) -> CapturePlan:  # fmt: skip
+        """What `run_with_cache` with the same arguments would keep, and how many bytes that is. Nothing is computed.
+
+        Examples
+        --------
+        >>> import ouro
+        >>> ouro.load("ouro-tiny").plan("One day Ann took", ["resid_post", "pattern"], dtype="bfloat16")
+        CapturePlan(23.1 KiB as bfloat16: batch=1, pos=5)
+            20.0 KiB  resid_post
+             3.1 KiB  pattern
+        """
+        sequences = self._many(x)[0]
+        run = self.config.n_steps if n_steps is None else n_steps
+        if run < 1:
+            raise ValueError(f"n_steps is {run}, expected 1 or more")
+        if stop_at is not None:
+            t, layer = stop_at
+            if not (0 <= t < run and 0 <= layer < self.config.n_layers):
+                raise IndexError(f"stop_at is {stop_at}, expected (0 to {run - 1}, 0 to {self.config.n_layers - 1})")
+        return CapturePlan(self.config, run, [len(s) for s in sequences], names_filter, pos=pos, steps=steps, dtype=dtype, stop_at=stop_at)
+
+    def run_with_cache(
+        self, x: Batch, names_filter: Filter | None = None, *, pos: Positions = None, steps: Iterable[int] | None = None,
+        dtype: CaptureDtype = "float32", n_steps: int | None = None, stop_at: StopAt | None = None, max_bytes: int | None = None,
+        logits: Literal["last", "all", "none"] = "last", max_lanes: int = MAX_LANES,
+    ) -> tuple[NDArray[np.float32] | None, ActivationCache]:  # fmt: skip
+        """One forward that keeps activations. Looking never changes a result: states and logits have the bits of `trace`.
+
+        Parameters
+        ----------
+        x
+            As for `trace`.
+        names_filter
+            What to keep: a name, a short name, a pattern, a function of a name, or a list (see `ouro.hooks`). None keeps
+            everything but `attn.hook_result`.
+        pos
+            Positions to keep: an int, a slice or a list; negative ones count from the end of each sequence.
+        steps
+            Steps to keep.
+        dtype
+            "bfloat16" takes half the memory; the cache still gives float32.
+        n_steps, logits, max_lanes
+            As for `trace`.
+        stop_at
+            (step, layer): end behind this layer; there are no logits then.
+        max_bytes
+            Refuse a capture that is larger; half of the free memory unless given.
+
+        Returns
+        -------
+        logits : array [batch, pos, d_vocab], [step, batch, pos, d_vocab] with logits="all", or None
+        cache : ActivationCache
+
+        Raises
+        ------
+        KeyError
+            For a name that does not exist, with the nearest that do.
+        MemoryLimitError
+            With the sizes by part, before anything is computed.
+
+        Examples
+        --------
+        >>> import ouro
+        >>> model = ouro.load("ouro-tiny")
+        >>> logits, cache = model.run_with_cache("One day Ann took", "blocks.*.hook_resid_post", pos=-1)
+        >>> logits.shape, cache.stack("resid_post").shape
+        ((1, 5, 896), (4, 4, 1, 1, 128))
+        """
+        plan = self.plan(x, names_filter, pos=pos, steps=steps, dtype=dtype, n_steps=n_steps, stop_at=stop_at)
+        plan.check(max_bytes)
+        run = self._forward(x, n_steps=n_steps, logits=logits, max_lanes=max_lanes)
+        run.capture = plan
+        if stop_at is not None:
+            run.stop(stop_at)
+        trace = run.run()
+        z = trace.logits
+        return (z if z is None or logits == "all" else z[0]), run.cache(trace)
 
     # -- generation --------------------------------------------------------------------------------------------------
 

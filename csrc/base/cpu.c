@@ -100,6 +100,13 @@ unsigned ouro_ftz_enter(void)
     return before;
 }
 
+unsigned ouro_ftz_suspend(void)
+{
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(before & ~0x8040u);
+    return before;
+}
+
 void ouro_ftz_leave(unsigned before) { _mm_setcsr(before); }
 #elif defined(__aarch64__)
 unsigned ouro_ftz_enter(void)
@@ -110,11 +117,20 @@ unsigned ouro_ftz_enter(void)
     return (unsigned)before;
 }
 
+unsigned ouro_ftz_suspend(void)
+{
+    uint64_t before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before & ~((uint64_t)1 << 24)));
+    return (unsigned)before;
+}
+
 void ouro_ftz_leave(unsigned before)
 {
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)before));
 }
 #else
 unsigned ouro_ftz_enter(void) { return 0; }
+unsigned ouro_ftz_suspend(void) { return 0; }
 void ouro_ftz_leave(unsigned before) { (void)before; }
 #endif

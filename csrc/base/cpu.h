@@ -21,6 +21,8 @@ int ouro_cpu_count(void);
 /* Denormals in and out count as zero, rounding to nearest even: the mode of all arithmetic here. Returns the mode
  * before, for ouro_ftz_leave. */
 unsigned ouro_ftz_enter(void);
+/* Denormals as usual, for foreign code called from inside; returns the mode before likewise. */
+unsigned ouro_ftz_suspend(void);
 void ouro_ftz_leave(unsigned before);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "base/memory.h"
 #include "engine/cache.h"
+#include "model/seen.h"
 #include "ouro_status.h"
 
 typedef struct place { int row, pos; } place;        /* position `pos` of sequence `row` */
@@ -22,6 +23,11 @@ typedef struct trace_run {
     int n_places;
     ouro_lane *lanes;                    /* [max_lanes] */
     ouro_readout *readouts;              /* [max_lanes] */
+    const ouro_turn *turns;              /* [n_turns] those of the caller, or plain ones */
+    ouro_turn *plain;                    /* owned */
+    int n_turns;
+    float *shown;                        /* [shown_rows][d_vocab] logits on their way through the observer */
+    uint8_t *changed;                    /* [max_lanes] */
     ouro_poll_fn poll;
     void *poll_arg;
 } trace_run;
@@ -29,7 +35,8 @@ typedef struct trace_run {
 size_t ouro_trace_cache_bytes(const ouro_workspace *ws, const ouro_trace *t)
 {
     size_t bytes = 0;
-    for (int b = 0; b < t->batch; b++) bytes += ouro_cache_bytes(&ws->kv, t->lengths[b], t->n_steps);
+    int turns = t->turns ? t->n_turns : t->n_steps;
+    for (int b = 0; b < t->batch; b++) bytes += ouro_cache_bytes(&ws->kv, t->lengths[b], turns);
     return bytes;
 }
 
@@ -47,6 +54,11 @@ static int check(const ouro_workspace *ws, const ouro_trace *t)
                          t->n_steps, OURO_MAX_STEPS);
     if (!t->tokens || !t->lengths || !t->states || !t->gate_logit)
         return ouro_fail(OURO_ERR_ARGUMENT, "tokens, lengths, states and gate_logit must not be NULL");
+    for (int e = 0; t->turns && e < t->n_turns; e++)
+        if (t->turns[e].step < 0 || t->turns[e].step >= t->n_steps)
+            return ouro_fail(OURO_ERR_ARGUMENT, "a program names step %d, expected 0 to %d", t->turns[e].step, t->n_steps - 1);
+    if (t->turns && (t->n_turns < 1 || t->n_turns > OURO_MAX_STEPS))
+        return ouro_fail(OURO_ERR_ARGUMENT, "a program has %d passes, expected 1 to %d", t->n_turns, OURO_MAX_STEPS);
     for (int b = 0; b < t->batch; b++) {
         if (t->lengths[b] < 1 || t->lengths[b] > t->pos)
             return ouro_fail(OURO_ERR_SHAPE, "sequence %d has %d tokens, expected 1 to %d", b, (int)t->lengths[b], t->pos);
@@ -58,6 +70,19 @@ static int check(const ouro_workspace *ws, const ouro_trace *t)
                 return ouro_fail(OURO_ERR_ARGUMENT, "token %d at position %d of sequence %d is outside of the vocabulary of %d",
                                  (int)t->tokens[b][i], i, b, (int)c->d_vocab);
     }
+    return OURO_OK;
+}
+
+static int plan_turns(trace_run *x)
+{
+    const ouro_trace *t = x->t;
+    x->n_turns = t->turns ? t->n_turns : t->n_steps;
+    x->turns = t->turns;
+    if (t->turns) return OURO_OK;
+    x->turns = x->plain = malloc((size_t)x->n_turns * sizeof *x->plain);
+    if (!x->plain) return ouro_fail(OURO_ERR_MEMORY, "no memory for a trace");
+    for (int e = 0; e < x->n_turns; e++)
+        x->plain[e] = (ouro_turn){e, {x->ws->all_layers, x->ws->model->config.n_layers, true, true, true}};
     return OURO_OK;
 }
 
@@ -74,9 +99,10 @@ static int open_run(trace_run *x)
     x->places = malloc((size_t)x->n_places * sizeof *x->places);
     x->lanes = malloc((size_t)t->max_lanes * sizeof *x->lanes);
     x->readouts = calloc((size_t)t->max_lanes, sizeof *x->readouts);
-    if (!x->sequences || !x->places || !x->lanes || !x->readouts) return ouro_fail(OURO_ERR_MEMORY, "no memory for a trace");
+    x->changed = calloc((size_t)t->max_lanes, 1);
+    if (!x->sequences || !x->places || !x->lanes || !x->readouts || !x->changed) return ouro_fail(OURO_ERR_MEMORY, "no memory for a trace");
     for (int b = 0, at = 0; b < t->batch; b++) {
-        int status = ouro_sequence_init(&x->sequences[b], &x->budget, t->n_steps, t->tokens[b], t->lengths[b]);
+        int status = ouro_sequence_init(&x->sequences[b], &x->budget, x->n_turns, t->tokens[b], t->lengths[b]);
         if (status == OURO_OK) status = ouro_sequence_reserve(&x->sequences[b], t->lengths[b]);
         if (status != OURO_OK) return status;
         for (int i = 0; i < t->lengths[b]; i++) x->places[at++] = (place){b, i};
@@ -92,31 +118,72 @@ static void close_run(trace_run *x)
     free(x->places);
     free(x->lanes);
     free(x->readouts);
+    free(x->plain);
+    free(x->shown);
+    free(x->changed);
 }
 
-/* The input of a step is the state of the one before, or the embedding. */
-static void set_lane(trace_run *x, int i, place p, int step)
+/* The input of a turn is what the turn before left, or the embedding. */
+static void set_lane(trace_run *x, int i, place p, int turn)
 {
     const ouro_trace *t = x->t;
     size_t d = (size_t)x->ws->model->config.d_model;
+    int step = x->turns[turn].step;
     float *h = t->states + row_of(x, step, p) * d;
-    if (step == 0) ouro_embed(x->ws->model, t->tokens[p.row][p.pos], h);
-    else memcpy(h, t->states + row_of(x, step - 1, p) * d, d * sizeof *h);
-    x->lanes[i] = (ouro_lane){.pos = p.pos, .step = step, .h = h, .pages = ouro_sequence_pages(&x->sequences[p.row], step)};
+    const float *before = turn ? t->states + row_of(x, x->turns[turn - 1].step, p) * d : NULL;
+    if (!before) ouro_embed(x->ws->model, t->tokens[p.row][p.pos], h);
+    else if (before != h) memcpy(h, before, d * sizeof *h);
+    x->lanes[i] = (ouro_lane){.pos = p.pos, .step = step, .h = h, .pages = ouro_sequence_pages(&x->sequences[p.row], turn),
+                              .observer = t->observer, .row = p.row};
 }
 
-static int run_step(trace_run *x, const place *places, int n, int step)
+/* where the logits of a place are kept; NULL: nowhere */
+static float *logits_row(const trace_run *x, place p, int turn)
 {
     const ouro_trace *t = x->t;
+    if (!t->logits || (!t->all_logits && turn != x->n_turns - 1)) return NULL;
+    return t->logits + row_of(x, t->all_logits ? x->turns[turn].step : 0, p) * (size_t)x->ws->model->config.d_vocab;
+}
+
+/* Readouts that the observer sees before they are kept, a few at a time unless all must meet. */
+static int shown_readouts(trace_run *x, const place *places, int n, int turn)
+{
     size_t v = (size_t)x->ws->model->config.d_vocab;
-    for (int i = 0; i < n; i++) set_lane(x, i, places[i], step);
-    int status = ouro_pass(x->ws, x->lanes, n, x->poll, x->poll_arg);
-    if (status != OURO_OK) return status;
+    int most = x->t->observer->meet || n < OURO_READOUT_ROWS ? n : OURO_READOUT_ROWS, status = OURO_OK;
+    free(x->shown);
+    x->shown = malloc((size_t)most * v * sizeof *x->shown);
+    if (!x->shown) return ouro_fail(OURO_ERR_MEMORY, "no memory for the logits of %d positions", most);
+    for (int at = 0; status == OURO_OK && at < n; at += most) {
+        int rows = n - at < most ? n - at : most;
+        for (int i = 0; i < rows; i++)
+            x->readouts[i] = (ouro_readout){.state = x->lanes[at + i].h, .logits = x->shown + (size_t)i * v};
+        status = ouro_read_out(x->ws, x->readouts, rows, x->poll, x->poll_arg);
+        if (status == OURO_OK)
+            status = ouro_show(x->lanes + at, rows, OURO_P_LOGITS, (ouro_rows){.data = x->shown, .stride = v, .heads = 1, .cols = (int)v},
+                               x->changed);
+        for (int i = 0; status == OURO_OK && i < rows; i++) {
+            float *keep = logits_row(x, places[at + i], turn);
+            if (keep) memcpy(keep, x->shown + (size_t)i * v, v * sizeof *keep);
+        }
+    }
+    return status;
+}
+
+static int run_turn(trace_run *x, const place *places, int n, int turn)
+{
+    const ouro_trace *t = x->t;
+    const ouro_observer *o = t->observer;
+    int step = x->turns[turn].step;
+    for (int i = 0; i < n; i++) set_lane(x, i, places[i], turn);
+    ouro_sweep sweep = x->turns[turn].sweep;
+    sweep.embeds = sweep.embeds && turn == 0;
+    int status = ouro_pass_sweep(x->ws, &sweep, x->lanes, n, x->poll, x->poll_arg);
+    if (status != OURO_OK || !sweep.closes) return status;
     for (int i = 0; i < n; i++) t->gate_logit[row_of(x, step, places[i])] = x->lanes[i].gate;
-    if (!t->logits || (!t->all_logits && step != t->n_steps - 1)) return OURO_OK;
+    if (o && (o->wants(o, step, -1) & OURO_BIT(OURO_P_LOGITS))) return shown_readouts(x, places, n, turn);
+    if (!logits_row(x, places[0], turn)) return OURO_OK;
     for (int i = 0; i < n; i++)
-        x->readouts[i] = (ouro_readout){.state = x->lanes[i].h,
-                                        .logits = t->logits + row_of(x, t->all_logits ? step : 0, places[i]) * v};
+        x->readouts[i] = (ouro_readout){.state = x->lanes[i].h, .logits = logits_row(x, places[i], turn)};
     return ouro_read_out(x->ws, x->readouts, n, x->poll, x->poll_arg);
 }
 
@@ -127,10 +194,11 @@ int ouro_trace_run(ouro_workspace *ws, const ouro_trace *t, ouro_poll_fn poll, v
     if (status == OURO_OK) status = ouro_map_check(&ws->model->map);
     if (status != OURO_OK) return status;
     trace_run x = {.ws = ws, .t = t, .poll = poll, .poll_arg = poll_arg};
-    status = open_run(&x);
+    status = plan_turns(&x);
+    if (status == OURO_OK) status = open_run(&x);
     for (int at = 0; status == OURO_OK && at < x.n_places; at += t->max_lanes) {
         int n = x.n_places - at < t->max_lanes ? x.n_places - at : t->max_lanes;
-        for (int step = 0; status == OURO_OK && step < t->n_steps; step++) status = run_step(&x, x.places + at, n, step);
+        for (int turn = 0; status == OURO_OK && turn < x.n_turns; turn++) status = run_turn(&x, x.places + at, n, turn);
     }
     close_run(&x);
     return status;

@@ -4,6 +4,9 @@
 
 #include "model/workspace.h"
 
+/* One pass of a trace: which step it counts as and what it runs. */
+typedef struct ouro_turn { int step; ouro_sweep sweep; } ouro_turn;
+
 /* A batch of sequences and where its results go. Positions beyond a sequence's length are not written. */
 typedef struct ouro_trace {
     const int32_t *const *tokens;        /* [batch] pointers to [length] ids */
@@ -14,6 +17,9 @@ typedef struct ouro_trace {
     float *gate_logit;                   /* [n_steps][batch][pos], required */
     float *logits;                       /* [n_steps or 1][batch][pos][d_vocab] or NULL */
     int all_logits;                      /* 1: logits of every step; 0: of the last */
+    const ouro_turn *turns;              /* [n_turns], at most OURO_MAX_STEPS; NULL: every step once, all layers */
+    int n_turns;
+    const ouro_observer *observer;       /* sees every lane, with row = its place in the batch; may be NULL */
 } ouro_trace;
 
 /* Bytes of cache the trace needs while it runs. */

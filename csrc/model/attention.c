@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "kernels/math.h"
+#include "model/seen.h"
 
 /* Per-thread scratch, each part 64-byte aligned. */
 typedef struct scratch {
@@ -74,7 +75,8 @@ int ouro_attention_spans(const ouro_lane *lanes, int n, int heads_per_kv, ouro_s
     for (int i = 0; i < n; i++) {
         const ouro_span *last = count ? &spans[count - 1] : NULL;
         int joins = last && i - last->begin < most && !lanes[i].side && !lanes[i - 1].side
-                    && lanes[i].pages == lanes[i - 1].pages && lanes[i].pos == lanes[i - 1].pos + 1;
+                    && lanes[i].pages == lanes[i - 1].pages && lanes[i].pos == lanes[i - 1].pos + 1
+                    && lanes[i].first_layer == lanes[i - 1].first_layer;
         if (joins) spans[count - 1].end = i + 1;
         else spans[count++] = (ouro_span){i, i + 1};
     }
@@ -115,15 +117,15 @@ static void load_queries(const ouro_workspace *ws, ouro_span span, int head, int
     memset(t->o, 0, (size_t)row * (size_t)pad * sizeof(float));
 }
 
+static float score_scale(const ouro_config *c) { return 1.0f / sqrtf((float)c->d_head); }
+
 /* scores of one row to probabilities; the old output is scaled to the new maximum */
-static void soften(const ouro_workspace *ws, scratch *t, int row, int visible, const float *k_scale,
-                   const float *v_scale)
+static void soften(const ouro_workspace *ws, scratch *t, int row, int visible, float scale, const float *v_scale)
 {
     const ouro_kernels *kernels = ws->model->kernels;
     const ouro_config *c = &ws->model->config;
-    float *s = t->s + (size_t)row * OURO_BLOCK, scale = 1.0f / sqrtf((float)c->d_head), alpha;
+    float *s = t->s + (size_t)row * OURO_BLOCK, alpha;
     uint8_t *p = t->p.data + (size_t)row * t->p.stride;
-    if (k_scale) kernels->scale_scores(s, k_scale);
     if (t->p.kind == OURO_ACT_F32)
         alpha = kernels->softmax_f32(s, visible, scale, &t->m[row], &t->l[row], (float *)(void *)p);
     else
@@ -132,29 +134,71 @@ static void soften(const ouro_workspace *ws, scratch *t, int row, int visible, c
     if (alpha != 1.0f) kernels->scale_row(t->o + (size_t)row * (size_t)ouro_head_pad(c), alpha, ouro_head_pad(c));
 }
 
-static void merge_block(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int b, int layer, int head,
-                        int per_kv, scratch *t)
+/* Block b of the span's pages at one head, the block that is read after it, and the first row that sees any of it. */
+typedef struct block_view {
+    const uint8_t *block, *next;
+    int b, first, rows;
+} block_view;
+
+static block_view view_block(const ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int b, int slot, int head,
+                             int per_kv, scratch *t)
 {
-    const ouro_model *m = ws->model;
     const ouro_lane *last = &lanes[span.end - 1];
-    const uint8_t *block = visible_block(ws, last, b, layer, head, t->overlaid), *next = NULL;
-    if (b < last->pos / OURO_BLOCK && last->pages[b + 1]) next = ouro_kv_block(&ws->kv, last->pages[b + 1], layer, head);
-    ouro_matrix k, v;
-    ouro_kv_view_k(&ws->kv, m->kernels, block, t->expanded, &k);
-    int rows = (span.end - span.begin) * per_kv, first = 0;
-    while (lanes[span.begin + first / per_kv].pos < b * OURO_BLOCK) first += per_kv;
-    int pad = ouro_head_pad(&m->config);
-    m->kernels->matmul[k.format][t->q.kind](&k, 0, k.tiles, &t->q, first, rows, t->s, OURO_BLOCK, 0);
-    for (int row = first; row < rows; row++) {
-        int visible = lanes[span.begin + row / per_kv].pos - b * OURO_BLOCK + 1;
-        soften(ws, t, row, visible < OURO_BLOCK ? visible : OURO_BLOCK, ouro_kv_k_scales(&ws->kv, block),
-               ouro_kv_v_scales(&ws->kv, block));
-    }
-    ouro_kv_view_v(&ws->kv, m->kernels, block, next, t->expanded, &v);
-    m->kernels->matmul[v.format][t->p.kind](&v, 0, v.tiles, &t->p, first, rows, t->o, (size_t)pad, 1);
+    block_view y = {.block = visible_block(ws, last, b, slot, head, t->overlaid), .b = b, .rows = (span.end - span.begin) * per_kv};
+    if (b < last->pos / OURO_BLOCK && last->pages[b + 1]) y.next = ouro_kv_block(&ws->kv, last->pages[b + 1], slot, head);
+    while (lanes[span.begin + y.first / per_kv].pos < b * OURO_BLOCK) y.first += per_kv;
+    return y;
 }
 
-void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int layer, int head, int thread)
+static int visible_in(const ouro_lane *lane, int b)
+{
+    int visible = lane->pos - b * OURO_BLOCK + 1;
+    return visible < OURO_BLOCK ? visible : OURO_BLOCK;
+}
+
+static void block_scores(const ouro_workspace *ws, const block_view *y, scratch *t)
+{
+    const ouro_kernels *kernels = ws->model->kernels;
+    const float *k_scale = ouro_kv_k_scales(&ws->kv, y->block);
+    ouro_matrix k;
+    ouro_kv_view_k(&ws->kv, kernels, y->block, t->expanded, &k);
+    kernels->matmul[k.format][t->q.kind](&k, 0, k.tiles, &t->q, y->first, y->rows, t->s, OURO_BLOCK, 0);
+    for (int row = y->first; k_scale && row < y->rows; row++) kernels->scale_scores(t->s + (size_t)row * OURO_BLOCK, k_scale);
+}
+
+static void block_values(const ouro_workspace *ws, const block_view *y, scratch *t)
+{
+    const ouro_kernels *kernels = ws->model->kernels;
+    ouro_matrix v;
+    ouro_kv_view_v(&ws->kv, kernels, y->block, y->next, t->expanded, &v);
+    kernels->matmul[v.format][t->p.kind](&v, 0, v.tiles, &t->p, y->first, y->rows, t->o, (size_t)ouro_head_pad(&ws->model->config), 1);
+}
+
+static void merge_block(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int b, int slot, int head,
+                        int per_kv, scratch *t)
+{
+    block_view y = view_block(ws, lanes, span, b, slot, head, per_kv, t);
+    block_scores(ws, &y, t);
+    for (int row = y.first; row < y.rows; row++)
+        soften(ws, t, row, visible_in(&lanes[span.begin + row / per_kv], b), score_scale(&ws->model->config),
+               ouro_kv_v_scales(&ws->kv, y.block));
+    block_values(ws, &y, t);
+}
+
+/* z = o / l for every row of the span */
+static void store_z(ouro_workspace *ws, ouro_span span, int head, int per_kv, const scratch *t)
+{
+    const ouro_config *c = &ws->model->config;
+    int row = 0, pad = ouro_head_pad(c);
+    for (int i = span.begin; i < span.end; i++)
+        for (int j = 0; j < per_kv; j++, row++) {
+            float *z = ws->z + (size_t)i * (size_t)(c->n_heads * c->d_head) + (size_t)((head * per_kv + j) * c->d_head);
+            memcpy(z, t->o + (size_t)row * (size_t)pad, (size_t)c->d_head * sizeof(float));
+            ws->model->kernels->scale_row(z, 1.0f / t->l[row], c->d_head);
+        }
+}
+
+void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread)
 {
     const ouro_config *c = &ws->model->config;
     int per_kv = c->n_heads / c->n_kv_heads;
@@ -162,12 +206,97 @@ void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int
     cut_scratch(ws, ws->scratch[thread], &t);
     load_queries(ws, span, head, per_kv, &t);
     for (int b = 0; b <= lanes[span.end - 1].pos / OURO_BLOCK; b++)
-        merge_block(ws, lanes, span, b, layer, head, per_kv, &t);
-    int row = 0, pad = ouro_head_pad(c);
-    for (int i = span.begin; i < span.end; i++)
-        for (int j = 0; j < per_kv; j++, row++) {
-            float *z = ws->z + (size_t)i * (size_t)(c->n_heads * c->d_head) + (size_t)((head * per_kv + j) * c->d_head);
-            memcpy(z, t.o + (size_t)row * (size_t)pad, (size_t)c->d_head * sizeof(float));
-            ws->model->kernels->scale_row(z, 1.0f / t.l[row], c->d_head);
+        merge_block(ws, lanes, span, b, slot, head, per_kv, &t);
+    store_z(ws, span, head, per_kv, &t);
+}
+
+/* ---- the same in pieces, for passes whose scores or patterns are looked at ------------------------------------- */
+
+/* row `row` of a span in the [lanes][H][sources] buffers */
+static float *seen_row(const ouro_workspace *ws, float *base, ouro_span span, int head, int per_kv, int row)
+{
+    size_t lane = (size_t)(span.begin + row / per_kv), h = (size_t)(head * per_kv + row % per_kv);
+    return base + (lane * (size_t)ws->model->config.n_heads + h) * ws->seen->sources;
+}
+
+void ouro_attend_scores(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread)
+{
+    const ouro_config *c = &ws->model->config;
+    int per_kv = c->n_heads / c->n_kv_heads;
+    float scale = score_scale(c);
+    scratch t;
+    cut_scratch(ws, ws->scratch[thread], &t);
+    load_queries(ws, span, head, per_kv, &t);
+    for (int b = 0; b <= lanes[span.end - 1].pos / OURO_BLOCK; b++) {
+        block_view y = view_block(ws, lanes, span, b, slot, head, per_kv, &t);
+        block_scores(ws, &y, &t);
+        for (int row = y.first; row < y.rows; row++) {
+            float *to = seen_row(ws, ws->seen->scores, span, head, per_kv, row) + b * OURO_BLOCK;
+            for (int i = 0; i < OURO_BLOCK; i++) to[i] = t.s[(size_t)row * OURO_BLOCK + (size_t)i] * scale;
         }
+    }
+}
+
+/* p = exp(x - m) / l over one row of n scores, m its maximum, l the sum; p has room for whole blocks */
+static void pattern_of(const ouro_kernels *kernels, const float *x, int n, float *p)
+{
+    float m = -INFINITY, l = 0.0f, unused;
+    for (int at = 0; at < n; at += OURO_BLOCK)
+        kernels->softmax_f32(x + at, n - at < OURO_BLOCK ? n - at : OURO_BLOCK, 1.0f, &m, &l, p + at);
+    l = 0.0f;
+    for (int at = 0; at < n; at += OURO_BLOCK) {
+        unused = m;
+        kernels->softmax_f32(x + at, n - at < OURO_BLOCK ? n - at : OURO_BLOCK, 1.0f, &unused, &l, p + at);
+    }
+    kernels->scale_row(p, 1.0f / l, n);
+}
+
+void ouro_attend_pattern(ouro_workspace *ws, const ouro_lane *lane, int i)
+{
+    size_t heads = (size_t)ws->model->config.n_heads, sources = ws->seen->sources;
+    for (size_t h = 0; h < heads; h++) {
+        size_t at = ((size_t)i * heads + h) * sources;
+        pattern_of(ws->model->kernels, ws->seen->scores + at, lane->pos + 1, ws->seen->pattern + at);
+    }
+}
+
+/* the first `visible` of a block of a given pattern, instead of a softmax */
+static void take_pattern(const ouro_workspace *ws, scratch *t, int row, const float *p, int visible, const float *v_scale)
+{
+    float block[OURO_BLOCK] = {0};
+    uint8_t *to = t->p.data + (size_t)row * t->p.stride;
+    memcpy(block, p, (size_t)visible * sizeof *p);
+    t->l[row] = 1.0f;
+    if (t->p.kind == OURO_ACT_F32) {
+        memcpy(to, block, sizeof block);
+        return;
+    }
+    ws->model->kernels->to_bf16(block, OURO_BLOCK, OURO_BLOCK, (uint16_t *)(void *)to);
+    if (v_scale) ws->model->kernels->scale_weights((uint16_t *)(void *)to, v_scale);
+}
+
+void ouro_attend_values(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread,
+                        const uint8_t *changed)
+{
+    const ouro_config *c = &ws->model->config;
+    int per_kv = c->n_heads / c->n_kv_heads;
+    scratch t;
+    cut_scratch(ws, ws->scratch[thread], &t);
+    load_queries(ws, span, head, per_kv, &t);
+    for (int b = 0; b <= lanes[span.end - 1].pos / OURO_BLOCK; b++) {
+        block_view y = view_block(ws, lanes, span, b, slot, head, per_kv, &t);
+        for (int row = y.first; row < y.rows; row++) {
+            int i = span.begin + row / per_kv, visible = visible_in(&lanes[i], b), taken = changed && changed[i];
+            const float *from = seen_row(ws, taken ? ws->seen->pattern : ws->seen->scores, span, head, per_kv, row) + b * OURO_BLOCK;
+            const float *v_scale = ouro_kv_v_scales(&ws->kv, y.block);
+            if (taken) {
+                take_pattern(ws, &t, row, from, visible, v_scale);
+            } else {
+                memcpy(t.s + (size_t)row * OURO_BLOCK, from, OURO_BLOCK * sizeof(float));
+                soften(ws, &t, row, visible, 1.0f, v_scale);
+            }
+        }
+        block_values(ws, &y, &t);
+    }
+    store_z(ws, span, head, per_kv, &t);
 }

@@ -9,7 +9,15 @@ size_t ouro_attention_scratch_bytes(const ouro_workspace *ws);
 /* Groups lanes [n] into spans; returns their number. */
 int ouro_attention_spans(const ouro_lane *lanes, int n, int heads_per_kv, ouro_span *spans);
 
-/* z rows of the span's lanes, for the query heads of kv head `head`, from roped q in ws->qkv. */
-void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int layer, int head, int thread);
+/* z rows of the span's lanes, for the query heads of kv head `head`, from roped q in ws->qkv. `slot`: the layer of the
+ * pages whose keys and values are read. */
+void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread);
+
+/* The same in three pieces with ws->seen's scores and pattern between them; the bits of ouro_attend for every lane
+ * whose scores were left alone and whose pattern is not marked in `changed` ([lanes] or NULL). */
+void ouro_attend_scores(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread);
+void ouro_attend_pattern(ouro_workspace *ws, const ouro_lane *lane, int i);
+void ouro_attend_values(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread,
+                        const uint8_t *changed);
 
 #endif

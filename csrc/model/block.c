@@ -4,7 +4,8 @@
  *   m = Wd(silu(Wg u) * Wu u),       h += RMS(m; ln2_post),     u = RMS(h; ln2)
  *
  * A layer is a row of phases; a phase is split by lanes (norms), by heads (q/k/v, attention) or by output tiles
- * (products), never along a sum, so the threads leave no trace in the bits.
+ * (products), never along a sum, so the threads leave no trace in the bits. Phases of which an observer wants to see
+ * the inside are replaced by those of block_seen.c.
  */
 #include "model/block.h"
 
@@ -12,6 +13,7 @@
 #include <string.h>
 
 #include "model/attention.h"
+#include "model/block_seen.h"
 #include "model/product.h"
 
 void ouro_prepare(const ouro_kernels *k, ouro_acts *x, int lane, const float *row, int n)
@@ -59,66 +61,65 @@ static void norm_to_acts(ouro_workspace *ws, const ouro_lane *lane, int i, const
     ouro_prepare(ws->model->kernels, &ws->x_model, i, row, g->d_model);
 }
 
-static void phase_enter(crew *c, const ouro_lane *lanes, int n, int layer)
+static void phase_enter(crew *c, const ouro_lane *lanes, int n, ouro_place at)
 {
     int begin, end;
     for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
         for (int i = begin; i < end; i++) {
-            if (layer > 0) ouro_block_close(c->ws, &lanes[i], i, layer - 1);
-            norm_to_acts(c->ws, &lanes[i], i, c->ws->model->layers[layer].ln1);
+            if (at.slot > lanes[i].first_layer) ouro_block_close(c->ws, &lanes[i], i, at.before);
+            norm_to_acts(c->ws, &lanes[i], i, c->ws->model->layers[at.layer].ln1);
         }
 }
 
-/* rope and store the key and value that a lane just made on one kv head */
-static void store_kv(ouro_workspace *ws, const ouro_lane *lane, int i, int layer, int head)
+void ouro_block_rope(ouro_workspace *ws, int i, int head)
+{
+    const ouro_config *g = &ws->model->config;
+    const float *angle = ws->rope + (size_t)i * (size_t)g->d_head;
+    float *x = ws->qkv + (size_t)i * ouro_qkv_stride(g) + (size_t)head * (size_t)ouro_head_pad(g);
+    ws->model->kernels->rope(x, angle, angle + g->d_head / 2, g->d_head);
+}
+
+void ouro_block_store(ouro_workspace *ws, const ouro_lane *lane, int i, int slot, int head)
 {
     const ouro_config *g = &ws->model->config;
     const ouro_kv_layout *y = &ws->kv;
     size_t pad = (size_t)ouro_head_pad(g);
     float *k = ws->qkv + (size_t)i * ouro_qkv_stride(g) + (size_t)(g->n_heads + head) * pad;
     float *v = k + (size_t)g->n_kv_heads * pad;
-    const float *angle = ws->rope + (size_t)i * (size_t)g->d_head;
-    ws->model->kernels->rope(k, angle, angle + g->d_head / 2, g->d_head);
     if (lane->side)
-        ouro_side_store(y, ouro_side_row(y, lane->side->rows, layer, head, 0),
-                        ouro_side_row(y, lane->side->rows, layer, head, 1), k, v);
+        ouro_side_store(y, ouro_side_row(y, lane->side->rows, slot, head, 0),
+                        ouro_side_row(y, lane->side->rows, slot, head, 1), k, v);
     else
-        ouro_kv_store(y, ouro_kv_block(y, lane->pages[lane->pos / OURO_BLOCK], layer, head),
+        ouro_kv_store(y, ouro_kv_block(y, lane->pages[lane->pos / OURO_BLOCK], slot, head),
                       lane->pos % OURO_BLOCK, k, v);
 }
 
 /* One unit is a query head, or a key head with its value head. */
-static void phase_qkv(crew *c, const ouro_lane *lanes, int n, int layer)
+static void phase_qkv(crew *c, const ouro_lane *lanes, int n, ouro_place at)
 {
     ouro_workspace *ws = c->ws;
     const ouro_config *g = &ws->model->config;
-    const ouro_matrix *qkv = &ws->model->layers[layer].qkv;
+    const ouro_matrix *qkv = &ws->model->layers[at.layer].qkv;
     int begin, end, tiles = ouro_head_tiles(g);
     size_t stride = ouro_qkv_stride(g);
     for (ouro_work *w = crew_phase(c, g->n_heads + g->n_kv_heads); crew_take(c, w, 1, &begin, &end);) {
         ouro_product(ws, c->thread, qkv, begin * tiles, (begin + 1) * tiles, &ws->x_model, n, ws->qkv, stride);
-        if (begin < g->n_heads) {
-            for (int i = 0; i < n; i++) {
-                const float *angle = ws->rope + (size_t)i * (size_t)g->d_head;
-                ws->model->kernels->rope(ws->qkv + (size_t)i * stride + (size_t)begin * (size_t)ouro_head_pad(g),
-                                         angle, angle + g->d_head / 2, g->d_head);
-            }
-            continue;
-        }
+        for (int i = 0; i < n; i++) ouro_block_rope(ws, i, begin);
+        if (begin < g->n_heads) continue;
         int value = begin + g->n_kv_heads;
         ouro_product(ws, c->thread, qkv, value * tiles, (value + 1) * tiles, &ws->x_model, n, ws->qkv, stride);
-        for (int i = 0; i < n; i++) store_kv(ws, &lanes[i], i, layer, begin - g->n_heads);
+        for (int i = 0; i < n; i++) ouro_block_store(ws, &lanes[i], i, at.slot, begin - g->n_heads);
     }
 }
 
-static void phase_attend(crew *c, const ouro_lane *lanes, int n_spans, int layer)
+static void phase_attend(crew *c, const ouro_lane *lanes, int n_spans, int slot)
 {
     int begin, end, heads = c->ws->model->config.n_kv_heads;
     for (ouro_work *w = crew_phase(c, n_spans * heads); crew_take(c, w, 1, &begin, &end);)
-        ouro_attend(c->ws, lanes, c->ws->spans[begin / heads], layer, begin % heads, c->thread);
+        ouro_attend(c->ws, lanes, c->ws->spans[begin / heads], slot, begin % heads, c->thread);
 }
 
-static void phase_prepare(crew *c, ouro_acts *x, const float *rows, size_t stride, int cols, int n)
+void ouro_block_prepare(crew *c, ouro_acts *x, const float *rows, size_t stride, int cols, int n)
 {
     int begin, end;
     for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
@@ -129,11 +130,11 @@ static void phase_prepare(crew *c, ouro_acts *x, const float *rows, size_t strid
 /* tiles dealt out at once: few lanes want fine balance, many want reuse of what is in cache */
 static int tile_chunk(int n) { return n < 16 ? 4 : 8; }
 
-static void phase_product(crew *c, const ouro_matrix *m, const ouro_acts *x, int n)
+void ouro_block_product(crew *c, const ouro_matrix *m, const ouro_acts *x, int n, float *out, size_t stride)
 {
     int begin, end;
     for (ouro_work *w = crew_phase(c, m->tiles); crew_take(c, w, tile_chunk(n), &begin, &end);)
-        ouro_product(c->ws, c->thread, m, begin, end, x, n, c->ws->y, ouro_y_stride(&c->ws->model->config));
+        ouro_product(c->ws, c->thread, m, begin, end, x, n, out, stride);
 }
 
 static void phase_middle(crew *c, const ouro_lane *lanes, int n, const ouro_layer *y)
@@ -157,19 +158,27 @@ static void phase_swiglu(crew *c, const ouro_layer *y, int n)
         ouro_product_swiglu(ws, c->thread, &y->gate_up, begin, end, n);
 }
 
-void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_spans, int layer)
+void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_spans, ouro_place at)
 {
     ouro_workspace *ws = c->ws;
     const ouro_config *g = &ws->model->config;
-    const ouro_layer *y = &ws->model->layers[layer];
-    size_t z = (size_t)g->n_heads * (size_t)g->d_head;
-    phase_enter(c, lanes, n, layer);
-    phase_qkv(c, lanes, n, layer);
-    phase_attend(c, lanes, n_spans, layer);
-    phase_prepare(c, &ws->x_heads, ws->z, z, (int)z, n);
-    phase_product(c, &y->o, &ws->x_heads, n);
-    phase_middle(c, lanes, n, y);
-    phase_swiglu(c, y, n);
-    if (ws->mlp) phase_prepare(c, &ws->x_mlp, ws->mlp, ouro_mlp_stride(g), g->d_mlp, n);
-    phase_product(c, &y->down, &ws->x_mlp, n);
+    const ouro_layer *y = &ws->model->layers[at.layer];
+    size_t z = (size_t)g->n_heads * (size_t)g->d_head, y_stride = ouro_y_stride(g);
+    uint64_t want = ouro_wanted(ws, at.layer), before = at.before >= 0 ? ouro_wanted(ws, at.before) : 0;
+    if ((want & OURO_SEES_ENTER) || (before & OURO_SEES_CLOSE)) ouro_seen_enter(c, lanes, n, at);
+    else phase_enter(c, lanes, n, at);
+    if (want & OURO_SEES_QKV) ouro_seen_qkv(c, lanes, n, at);
+    else phase_qkv(c, lanes, n, at);
+    if (want & OURO_ATTENTION_POINTS) ouro_seen_attend(c, lanes, n, n_spans, at);
+    else phase_attend(c, lanes, n_spans, at.slot);
+    if (want & OURO_BIT(OURO_P_Z)) ouro_seen_z(c, lanes, n, at.layer);
+    ouro_block_prepare(c, &ws->x_heads, ws->z, z, (int)z, n);
+    ouro_block_product(c, &y->o, &ws->x_heads, n, ws->y, y_stride);
+    if (want & OURO_BIT(OURO_P_RESULT)) ouro_seen_result(c, lanes, n, at.layer);
+    if (want & OURO_SEES_MIDDLE) ouro_seen_middle(c, lanes, n, at.layer);
+    else phase_middle(c, lanes, n, y);
+    if (want & OURO_SEES_MLP) ouro_seen_mlp(c, lanes, n, at.layer);
+    else phase_swiglu(c, y, n);
+    if (ws->mlp) ouro_block_prepare(c, &ws->x_mlp, ws->mlp, ouro_mlp_stride(g), g->d_mlp, n);
+    ouro_block_product(c, &y->down, &ws->x_mlp, n, ws->y, y_stride);
 }

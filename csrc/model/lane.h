@@ -17,6 +17,7 @@
 
 #include "base/pool.h"
 #include "model/kv.h"
+#include "model/observe.h"
 
 /* Keys and values of one guessed position at the lane's step, outside of the pages. */
 typedef struct ouro_side {
@@ -31,15 +32,38 @@ typedef struct ouro_lane {
     uint8_t *const *pages;           /* [pos / 64 + 1] pages of this (sequence, step) */
     const ouro_side *side;           /* NULL: keys and values go to the pages; else there (side->pos == pos) */
     float gate;                      /* out: exit gate logit of this step */
+    int first_layer;                 /* place in the sweep where the lane joins with h as that layer's input; else 0 */
+    const ouro_observer *observer;   /* NULL: nobody looks */
+    int row;                         /* for the observer: which sequence of its batch */
 } ouro_lane;
+
+/* the row of lane i out of the rows of lanes [n] */
+static inline ouro_rows ouro_row_of(const ouro_rows *rows, const ouro_lane *lanes, int i)
+{
+    ouro_rows row = *rows;
+    row.data = rows->data ? rows->data + (size_t)i * rows->stride : lanes[i].h;
+    if (!row.cols) row.cols = lanes[i].pos + 1;
+    return row;
+}
 
 struct ouro_workspace;
 
-/* One pass over lanes [n]. Lanes that share `pages` and have no side should stand next to each other, by ascending
+/* What one pass does: which layers, in which order, and what stands before and behind them. NULL: all of the above.
+ * Keys and values of place k of `layers` are those of layer k in the lane's pages. */
+typedef struct ouro_sweep {
+    const int *layers;               /* [n_layers] */
+    int n_layers;                    /* 0 to the model's */
+    bool embeds;                     /* rows of step 0 are embeddings */
+    bool opens, closes;              /* it begins a step; it ends one: shared norm and gate */
+} ouro_sweep;
+
+/* One pass over lanes [n], sorted by first_layer. Lanes that share `pages` and have no side should stand next to each other, by ascending
  * position: they are attended together. `poll` (may be NULL) is asked by the calling thread once a layer; not 0 ends
  * the pass with OURO_ERR_CANCELLED, leaving the states undefined and the cache valid below the lanes' positions. */
 typedef int (*ouro_poll_fn)(void *arg);
 int ouro_pass(struct ouro_workspace *ws, ouro_lane *lanes, int n, ouro_poll_fn poll, void *poll_arg);
+int ouro_pass_sweep(struct ouro_workspace *ws, const ouro_sweep *sweep, ouro_lane *lanes, int n, ouro_poll_fn poll,
+                    void *poll_arg);
 
 /* A readout of one state: z = W_head state. Each pointer may be NULL when it is not wanted. */
 typedef struct ouro_readout {

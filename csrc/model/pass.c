@@ -10,13 +10,16 @@
 #include "kernels/math.h"
 #include "model/attention.h"
 #include "model/block.h"
+#include "model/block_seen.h"
 #include "model/product.h"
+#include "model/seen.h"
 #include "ouro_status.h"
 
 /* ---- the pass ------------------------------------------------------------------------------------------------ */
 
 typedef struct pass_run {
     ouro_workspace *ws;
+    const ouro_sweep *sweep;
     ouro_lane *lanes;
     int n, n_spans;
     ouro_poll_fn poll;
@@ -29,14 +32,15 @@ static void ask(ouro_workspace *ws, int thread, ouro_poll_fn poll, void *arg)
     if (thread == 0 && poll && poll(arg)) atomic_store(&ws->cancelled, 1);
 }
 
-static void boundary(crew *c, ouro_lane *lanes, int n)
+static void boundary(crew *c, const ouro_sweep *sweep, ouro_lane *lanes, int n, int last)
 {
     int begin, end;
     const ouro_model *m = c->ws->model;
     const ouro_config *g = &m->config;
     for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
         for (int i = begin; i < end; i++) {
-            ouro_block_close(c->ws, &lanes[i], i, g->n_layers - 1);
+            if (last >= 0) ouro_block_close(c->ws, &lanes[i], i, last);
+            if (!sweep->closes) continue;
             m->kernels->rmsnorm(lanes[i].h, m->norm, g->eps, g->d_model, lanes[i].h);
             lanes[i].gate = m->kernels->dot(lanes[i].h, m->exit_w, g->d_model) + m->exit_b;
         }
@@ -46,30 +50,63 @@ static void pass_thread(void *arg, int thread, int n_threads)
 {
     pass_run *run = arg;
     ouro_workspace *ws = run->ws;
+    const ouro_sweep *sweep = run->sweep;
+    int n = 0, n_spans = 0, last = -1;
     crew c = {ws, thread, n_threads, 0};
     ouro_block_angles(&c, run->lanes, run->n);
-    for (int layer = 0; layer < ws->model->config.n_layers; layer++) {
+    if (ws->want) ouro_seen_open(&c, sweep, run->lanes, run->n);
+    for (int k = 0; k < sweep->n_layers; k++) {
         ask(ws, thread, run->poll, run->poll_arg);
         ouro_pool_barrier(ws->pool, thread);
         if (atomic_load(&ws->cancelled)) return;
-        ouro_block(&c, run->lanes, run->n, run->n_spans, layer);
+        while (n < run->n && run->lanes[n].first_layer <= k) n++;
+        while (n_spans < run->n_spans && ws->spans[n_spans].end <= n) n_spans++;
+        if (n == 0) continue;
+        ouro_block(&c, run->lanes, n, n_spans, (ouro_place){sweep->layers[k], k, last});
+        last = sweep->layers[k];
     }
-    boundary(&c, run->lanes, run->n);
+    uint64_t want = ouro_wanted(ws, ws->model->config.n_layers) | (last >= 0 ? ouro_wanted(ws, last) & OURO_SEES_CLOSE : 0);
+    if (want) ouro_seen_boundary(&c, sweep, run->lanes, run->n, last);
+    else boundary(&c, sweep, run->lanes, run->n, last);
+}
+
+static int check_lanes(const ouro_sweep *sweep, const ouro_config *g, const ouro_lane *lanes, int n)
+{
+    if (sweep->n_layers < 0 || sweep->n_layers > g->n_layers)
+        return ouro_fail(OURO_ERR_ARGUMENT, "a sweep has %d layers, expected 0 to %d", sweep->n_layers, (int)g->n_layers);
+    for (int k = 0; k < sweep->n_layers; k++)
+        if (sweep->layers[k] < 0 || sweep->layers[k] >= g->n_layers)
+            return ouro_fail(OURO_ERR_ARGUMENT, "layer %d of a sweep is outside of 0 to %d", sweep->layers[k], (int)g->n_layers - 1);
+    for (int i = 0; i < n; i++)
+        if (lanes[i].first_layer < (i ? lanes[i - 1].first_layer : 0) || (lanes[i].first_layer && lanes[i].first_layer >= sweep->n_layers))
+            return ouro_fail(OURO_ERR_ARGUMENT, "lane %d joins at layer %d: expected ascending places below %d", i,
+                             lanes[i].first_layer, sweep->n_layers);
+    return OURO_OK;
+}
+
+int ouro_pass_sweep(ouro_workspace *ws, const ouro_sweep *sweep, ouro_lane *lanes, int n, ouro_poll_fn poll, void *poll_arg)
+{
+    if (n == 0) return OURO_OK;
+    if (!ws || !lanes || n < 0) return ouro_fail(OURO_ERR_ARGUMENT, "a pass needs a workspace and lanes");
+    const ouro_config *g = &ws->model->config;
+    ouro_sweep all = {ws->all_layers, g->n_layers, true, true, true};
+    if (!sweep) sweep = &all;
+    int status = ouro_map_check(&ws->model->map);
+    if (status == OURO_OK) status = check_lanes(sweep, g, lanes, n);
+    if (status == OURO_OK) status = ouro_workspace_reserve(ws, n);
+    if (status == OURO_OK) status = ouro_seen_begin(ws, lanes, n);
+    if (status != OURO_OK) return status;
+    pass_run run = {ws, sweep, lanes, n, ouro_attention_spans(lanes, n, g->n_heads / g->n_kv_heads, ws->spans), poll, poll_arg};
+    atomic_store(&ws->cancelled, 0);
+    status = ouro_pool_run(ws->pool, pass_thread, &run);
+    ws->want = NULL;
+    if (status != OURO_OK) return status;
+    return atomic_load(&ws->cancelled) ? ouro_fail(OURO_ERR_CANCELLED, "the pass was cancelled") : OURO_OK;
 }
 
 int ouro_pass(ouro_workspace *ws, ouro_lane *lanes, int n, ouro_poll_fn poll, void *poll_arg)
 {
-    if (n == 0) return OURO_OK;
-    if (!ws || !lanes || n < 0) return ouro_fail(OURO_ERR_ARGUMENT, "a pass needs a workspace and lanes");
-    int status = ouro_map_check(&ws->model->map);
-    if (status == OURO_OK) status = ouro_workspace_reserve(ws, n);
-    if (status != OURO_OK) return status;
-    const ouro_config *g = &ws->model->config;
-    pass_run run = {ws, lanes, n, ouro_attention_spans(lanes, n, g->n_heads / g->n_kv_heads, ws->spans), poll, poll_arg};
-    atomic_store(&ws->cancelled, 0);
-    status = ouro_pool_run(ws->pool, pass_thread, &run);
-    if (status != OURO_OK) return status;
-    return atomic_load(&ws->cancelled) ? ouro_fail(OURO_ERR_CANCELLED, "the pass was cancelled") : OURO_OK;
+    return ouro_pass_sweep(ws, NULL, lanes, n, poll, poll_arg);
 }
 
 /* ---- readouts ------------------------------------------------------------------------------------------------ */

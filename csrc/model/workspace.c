@@ -6,6 +6,7 @@
 
 #include "base/memory.h"
 #include "model/attention.h"
+#include "model/seen.h"
 #include "ouro_status.h"
 
 /* Rows of activations for products over `cols`; the row stride is an odd number of cache lines, so that rows of a
@@ -128,7 +129,9 @@ int ouro_workspace_new(const ouro_model *m, ouro_kv_dtype kv, int n_threads, our
     ws->pool = status == OURO_OK ? ouro_pool_new(n_threads) : NULL;
     ws->n_threads = ws->pool ? ouro_pool_threads(ws->pool) : 0;
     ws->scratch = calloc((size_t)ws->n_threads + 1, sizeof *ws->scratch);
-    int complete = ws->pool && ws->scratch;
+    ws->all_layers = calloc((size_t)m->config.n_layers, sizeof *ws->all_layers);
+    int complete = ws->pool && ws->scratch && ws->all_layers;
+    for (int l = 0; complete && l < m->config.n_layers; l++) ws->all_layers[l] = l;
     for (int i = 0; complete && i < ws->n_threads; i++) {
         ws->scratch[i] = ouro_alloc(ouro_attention_scratch_bytes(ws));
         complete = ws->scratch[i] != NULL;
@@ -147,9 +150,11 @@ void ouro_workspace_free(ouro_workspace *ws)
     if (!ws) return;
     free_rows(ws);
     acts_free(&ws->x_state);
+    ouro_seen_free(ws->seen);
     ouro_free(ws->logits);
     for (int i = 0; ws->scratch && i < ws->n_threads; i++) ouro_free(ws->scratch[i]);
     free(ws->scratch);
+    free(ws->all_layers);
     free(ws->blas_scratch);
     ouro_pool_free(ws->pool);
     free(ws);

@@ -22,6 +22,7 @@ typedef struct ouro_workspace {
     const ouro_model *model;
     ouro_pool *pool;                 /* owned */
     ouro_kv_layout kv;
+    int *all_layers;                 /* [n_layers] 0, 1, ...: the order of a plain sweep */
     int lanes;                       /* rows allocated */
     ouro_acts x_model, x_heads, x_mlp;   /* inputs of products: cols d_model, n_heads * d_head, d_mlp */
     float *qkv;                      /* [lanes][(H + 2 Hkv) * head_pad] f32 */
@@ -38,6 +39,8 @@ typedef struct ouro_workspace {
     int blas_cols;                   /* the longest row of any matrix */
     ouro_work work[2];               /* alternate from phase to phase */
     atomic_int cancelled;
+    struct ouro_seen *seen;          /* what observed passes need more (seen.h); NULL before the first */
+    const uint64_t *want;            /* [n_layers + 1] points of each layer, then of the step; NULL: nobody looks */
     size_t bytes;                    /* all of the above, for `ouro info` */
 } ouro_workspace;
 
@@ -45,6 +48,9 @@ int ouro_workspace_new(const ouro_model *m, ouro_kv_dtype kv, int n_threads, our
 void ouro_workspace_free(ouro_workspace *ws);
 int ouro_workspace_reserve(ouro_workspace *ws, int lanes);
 int ouro_workspace_reserve_logits(ouro_workspace *ws);
+
+/* points of a layer (n_layers: of the step) that some lane's observer wants */
+static inline uint64_t ouro_wanted(const ouro_workspace *ws, int layer) { return ws->want ? ws->want[layer] : 0; }
 
 /* strides in floats */
 static inline size_t ouro_qkv_stride(const ouro_config *c)

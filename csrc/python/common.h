@@ -15,7 +15,7 @@
 #include "ouro_status.h"
 
 typedef struct module_state {
-    PyTypeObject *model_type, *engine_type;
+    PyTypeObject *model_type, *engine_type, *plan_type;
 } module_state;
 
 /* A model with its workspace. `lock` is held while the workspace computes: calls from several threads take turns. */
@@ -25,9 +25,18 @@ typedef struct model_object {
     ouro_workspace *ws;
     ouro_blas *blas;
     PyThread_type_lock lock;
+    unsigned long holder;            /* thread that holds it */
 } model_object;
 
-extern PyType_Spec ouro_model_spec, ouro_engine_spec;
+/* A plan and the arrays and functions it points to. */
+typedef struct plan_object {
+    PyObject_HEAD
+    struct ouro_plan *plan;
+    PyObject *owners;
+    int n_layers, n_heads, n_kv_heads;   /* of the model it was made for */
+} plan_object;
+
+extern PyType_Spec ouro_model_spec, ouro_engine_spec, ouro_plan_spec;
 extern struct PyModuleDef ouro_core_module;
 
 /* Sets the exception that goes with a status (keeping one that is already set); returns NULL. */
@@ -37,8 +46,8 @@ PyObject *ouro_raise(int status);
 typedef struct poll_clock { double last; } poll_clock;
 int ouro_poll_signals(void *arg);
 
-/* Takes the model's lock without holding the GIL meanwhile. */
-void ouro_model_lock(model_object *m);
+/* Takes the model's lock without holding the GIL meanwhile; 0 and an exception when this thread holds it already. */
+int ouro_model_lock(model_object *m);
 void ouro_model_unlock(model_object *m);
 /* 0 and an exception when the weights are not complete */
 int ouro_model_is_ready(const model_object *m);
@@ -46,6 +55,8 @@ int ouro_model_is_ready(const model_object *m);
 /* functions of limits.c */
 PyObject *ouro_python_read_bandwidth(PyObject *self, PyObject *args);
 PyObject *ouro_python_peak(PyObject *self, PyObject *args);
+/* The observer of a Plan or of None; 0 and an exception for anything else or a plan of another model. */
+int ouro_plan_of(const model_object *m, PyObject *plan, const ouro_observer **observer);
 
 /* "float32", "bfloat16", "int8", "int4": the names of formats and of computes; -1 and an exception for another */
 const char *ouro_format_name(int format);

@@ -243,7 +243,10 @@ static PyObject *engine_step(PyObject *o, PyObject *unused)
         return NULL;
     }
     self->stepping = 1;
-    ouro_model_lock(self->model);
+    if (!ouro_model_lock(self->model)) {
+        self->stepping = 0;
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
     status = ouro_engine_step(self->engine, poll_step, &poll, &events, &n);
     Py_END_ALLOW_THREADS

@@ -3,16 +3,49 @@
 
 #include "base/cpu.h"
 #include "engine/trace.h"
+#include "tap/plan.h"
 
-void ouro_model_lock(model_object *m)
+int ouro_model_lock(model_object *m)
 {
-    if (PyThread_acquire_lock(m->lock, NOWAIT_LOCK)) return;
-    Py_BEGIN_ALLOW_THREADS
-    PyThread_acquire_lock(m->lock, WAIT_LOCK);
-    Py_END_ALLOW_THREADS
+    unsigned long me = PyThread_get_thread_ident();
+    if (!PyThread_acquire_lock(m->lock, NOWAIT_LOCK)) {
+        if (m->holder == me) {           /* only Python code called by the pass itself can come here */
+            PyErr_SetString(PyExc_RuntimeError, "the model is in the middle of a call: a hook or an exit rule can not run it again");
+            return 0;
+        }
+        Py_BEGIN_ALLOW_THREADS
+        PyThread_acquire_lock(m->lock, WAIT_LOCK);
+        Py_END_ALLOW_THREADS
+    }
+    m->holder = me;
+    return 1;
 }
 
-void ouro_model_unlock(model_object *m) { PyThread_release_lock(m->lock); }
+void ouro_model_unlock(model_object *m)
+{
+    m->holder = 0;
+    PyThread_release_lock(m->lock);
+}
+
+int ouro_plan_of(const model_object *m, PyObject *plan, const ouro_observer **observer)
+{
+    *observer = NULL;
+    if (plan == Py_None) return 1;
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE((PyObject *)(uintptr_t)m), &ouro_core_module);
+    module_state *state = module ? PyModule_GetState(module) : NULL;
+    if (!state) return 0;
+    if (!PyObject_TypeCheck(plan, state->plan_type)) {
+        PyErr_Format(PyExc_TypeError, "plan is %s, expected a Plan or None", Py_TYPE(plan)->tp_name);
+        return 0;
+    }
+    const plan_object *p = (const plan_object *)plan;
+    if (p->n_layers != m->model->config.n_layers || p->n_heads != m->model->config.n_heads || p->n_kv_heads != m->model->config.n_kv_heads) {
+        PyErr_SetString(PyExc_ValueError, "the plan was made for a model of another shape");
+        return 0;
+    }
+    *observer = ouro_plan_observer(p->plan);
+    return 1;
+}
 
 int ouro_model_is_ready(const model_object *m)
 {
@@ -185,18 +218,49 @@ static int batch_init(batch *b, PyObject *sequences)
     return ok;
 }
 
-/* trace(sequences, n_steps, logits, max_lanes) -> (states, gate_logit, logits or None) */
+/* The passes of a program: [(step, layers, closes), ...] or None. `layers` (a list) owns the arrays. */
+static int read_turns(PyObject *program, ouro_turn **turns, int *n, PyObject **layers)
+{
+    *turns = NULL, *n = 0, *layers = NULL;
+    if (program == Py_None) return 1;
+    Py_ssize_t size = PySequence_Size(program);
+    if (size < 0) return 0;
+    *turns = PyMem_Calloc((size_t)size + 1, sizeof **turns);
+    *layers = PyList_New(0);
+    if (!*turns) PyErr_NoMemory();
+    if (!*turns || !*layers || size > INT32_MAX) return 0;
+    *n = (int)size;
+    int opens = 1;
+    for (Py_ssize_t i = 0; i < size; i++) {
+        PyObject *item = PySequence_GetItem(program, i), *list = NULL;
+        int step, closes, ok = item && PyArg_ParseTuple(item, "iOp", &step, &list, &closes);
+        PyArrayObject *a = ok ? (PyArrayObject *)PyArray_FROMANY(list, NPY_INT, 1, 1, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST) : NULL;
+        ok = a && PyList_Append(*layers, (PyObject *)a) == 0;
+        if (ok) (*turns)[i] = (ouro_turn){step, {PyArray_DATA(a), (int)PyArray_SIZE(a), true, opens, closes}};
+        opens = closes;
+        Py_XDECREF(a);
+        Py_XDECREF(item);
+        if (!ok) return 0;
+    }
+    return 1;
+}
+
+/* trace(sequences, n_steps, logits, max_lanes, plan=None, program=None) -> (states, gate_logit, logits or None) */
 static PyObject *model_trace(PyObject *o, PyObject *args)
 {
     model_object *self = (model_object *)o;
-    PyObject *sequences, *states = NULL, *gate = NULL, *logits = NULL, *result = NULL;
-    int n_steps, want, max_lanes;
+    PyObject *sequences, *states = NULL, *gate = NULL, *logits = NULL, *result = NULL, *plan = Py_None, *program = Py_None, *layers;
+    int n_steps, want, max_lanes, n_turns;
+    ouro_turn *turns;
     batch b;
-    if (!PyArg_ParseTuple(args, "Oiii", &sequences, &n_steps, &want, &max_lanes) || !ouro_model_is_ready(self)) return NULL;
+    if (!PyArg_ParseTuple(args, "Oiii|OO", &sequences, &n_steps, &want, &max_lanes, &plan, &program) || !ouro_model_is_ready(self)) return NULL;
+    const ouro_observer *observer = NULL;
+    if (!ouro_plan_of(self, plan, &observer)) return NULL;
     if (n_steps < 1 || n_steps > OURO_MAX_STEPS)
         return PyErr_Format(PyExc_ValueError, "n_steps is %d, expected 1 to %d", n_steps, OURO_MAX_STEPS);
     if (!batch_init(&b, sequences)) return NULL;
     const ouro_config *c = &self->model->config;
+    if (!read_turns(program, &turns, &n_turns, &layers)) goto done;
     npy_intp shape[4] = {n_steps, b.n, b.longest, c->d_model};
     states = ouro_new_floats(4, shape, b.ragged);
     gate = states ? ouro_new_floats(3, shape, b.ragged) : NULL;
@@ -207,10 +271,11 @@ static PyObject *model_trace(PyObject *o, PyObject *args)
         ouro_trace t = {.tokens = b.tokens, .lengths = b.lengths, .batch = b.n, .pos = b.longest, .n_steps = n_steps,
                         .max_lanes = max_lanes, .states = PyArray_DATA((PyArrayObject *)states),
                         .gate_logit = PyArray_DATA((PyArrayObject *)gate),
-                        .logits = logits ? PyArray_DATA((PyArrayObject *)logits) : NULL, .all_logits = want == 2};
+                        .logits = logits ? PyArray_DATA((PyArrayObject *)logits) : NULL, .all_logits = want == 2,
+                        .turns = turns, .n_turns = n_turns, .observer = observer};
         poll_clock clock = {0};
         int status;
-        ouro_model_lock(self);
+        if (!ouro_model_lock(self)) goto done;
         Py_BEGIN_ALLOW_THREADS
         status = ouro_trace_run(self->ws, &t, ouro_poll_signals, &clock);
         Py_END_ALLOW_THREADS
@@ -218,7 +283,10 @@ static PyObject *model_trace(PyObject *o, PyObject *args)
         if (status != OURO_OK) ouro_raise(status);
         else result = PyTuple_Pack(3, states, gate, logits ? logits : Py_None);
     }
+done:
     batch_fini(&b);
+    PyMem_Free(turns);
+    Py_XDECREF(layers);
     Py_XDECREF(states);
     Py_XDECREF(gate);
     Py_XDECREF(logits);
@@ -263,11 +331,14 @@ static PyObject *model_readout(PyObject *o, PyObject *args)
         && fill_readouts(rows, n, c, states, logits, entropy, log_z, argmax)) {
         poll_clock clock = {0};
         int status;
-        ouro_model_lock(self);
-        Py_BEGIN_ALLOW_THREADS
-        status = ouro_read_out(self->ws, rows, (int)n, ouro_poll_signals, &clock);
-        Py_END_ALLOW_THREADS
-        ouro_model_unlock(self);
+        if (ouro_model_lock(self)) {
+            Py_BEGIN_ALLOW_THREADS
+            status = ouro_read_out(self->ws, rows, (int)n, ouro_poll_signals, &clock);
+            Py_END_ALLOW_THREADS
+            ouro_model_unlock(self);
+        } else {
+            status = OURO_ERR_STATE;
+        }
         if (status != OURO_OK) ouro_raise(status);
         else result = PyTuple_Pack(4, logits ? logits : Py_None, entropy, log_z, argmax);
     }
@@ -310,7 +381,7 @@ static PyMethodDef methods[] = {
     {"finish", model_finish, METH_VARARGS, "finish($self, threads, kv_dtype, blas=None, /)\n--\n\nChecks that all weights came; readies the model."},
     {"weight", model_weight, METH_VARARGS,
      "weight($self, tensor, layer, row0, n_rows, /)\n--\n\nRows of one tensor as they are stored, float32."},
-    {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, /)\n--\n\nStates, gate logits and logits by step."},
+    {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, plan=None, program=None, /)\n--\n\nStates, gate logits and logits by step."},
     {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
     {"save", ouro_model_save, METH_VARARGS, "save($self, path, progress=None, /)\n--\n\nWrites the packed weights as one file."},
     {"info", model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},

@@ -1,0 +1,285 @@
+"""`ActivationCache`: what a run kept, by name. Every step of the loop is there, not only the last."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro.capture import Block, from_bfloat16
+from ouro.config import ModelConfig
+from ouro.hooks import ALIASES, BY_SHORT, HookNames, Place, Point, point, unknown
+from ouro.labelled import LabelledArray
+
+Index = int | slice | Sequence[int] | None
+Key = str | tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationCache(Mapping[Any, NDArray[np.float32]]):
+    """Activations by name.
+
+    A full name gives `[batch, pos, ...]`; a name without a step, or `(short, layer)`, gives `[step, batch, pos, ...]`; a short
+    name alone gives `[step, layer, batch, pos, ...]`. Scores and patterns are `[..., batch, head, dest_pos, src_pos]`. Layers
+    and steps may be negative. What has no value is NaN: positions beyond a sequence, steps that a program never ran.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    n_steps : int
+        Steps of the run.
+    lengths : list of int
+        Tokens of each sequence.
+    token_ids : list of list of int
+        The sequences.
+    positions : array [batch, pos]
+        The position each place of the pos axis holds; -1 where a shorter sequence has none.
+
+    Examples
+    --------
+    >>> import ouro
+    >>> model = ouro.load("ouro-tiny")
+    >>> logits, cache = model.run_with_cache("One day Ann took", names_filter=["resid_post", "pattern"])
+    >>> cache["resid_post", 3].shape
+    (4, 1, 5, 128)
+    >>> cache["steps.2.blocks.1.attn.hook_pattern"].shape
+    (1, 4, 5, 5)
+    >>> cache.sel("resid_post", step=-1, layer=-1, pos=-1).shape
+    (1, 128)
+    """
+
+    blocks: list[tuple[Block, NDArray[Any]]]
+    config: ModelConfig
+    n_steps: int
+    lengths: list[int]
+    token_ids: list[list[int]]
+    positions: NDArray[np.int64]
+    tokens: list[list[str]] | None = field(default=None, repr=False)
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _where(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Full name to (block, index of its leading axes)."""
+        found: dict[str, tuple[int, tuple[int, ...]]] = {}
+        for i, (b, _) in enumerate(self.blocks):
+            for s, step in enumerate(b.steps):
+                for k, layer in enumerate(b.layers):
+                    lead = {"run": (), "step": (s,), "layer": (s, k)}[b.point.of]
+                    found[b.point.name(step, layer)] = (i, lead)
+        return found
+
+    @property
+    def points(self) -> list[str]:
+        """Short names of what was kept."""
+        return list(dict.fromkeys(b.point.short for b, _ in self.blocks))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self._places(key)
+        except (KeyError, IndexError, TypeError):
+            return False
+        return True
+
+    def _places(self, key: Any) -> tuple[Point, list[Place], str]:
+        """A key as a point, its places that were kept, and which leading axes the result has."""
+        names = HookNames(self.config, self.n_steps)
+        if isinstance(key, tuple):
+            p = point(str(key[0]))
+            got = [at for _, at in names._tuple(key)]
+            axes = "sl"[: 3 - len(key)] if p.of == "layer" else "s"
+        elif key in self._where:
+            p, at = names.by_name[key]
+            got, axes = [at], ""
+        elif ALIASES.get(key, key) in BY_SHORT:
+            p = point(key)
+            got, axes = names.places(p), {"run": "", "step": "s", "layer": "sl"}[p.of]
+        elif isinstance(key, str) and key in names._without_step:
+            found = names._without_step[key]
+            p, got, axes = found[0][0], [at for _, at in found], "s" if found[0][0].of != "run" else ""
+        else:
+            raise KeyError(unknown(key, [*self.points, *self._where]))
+        kept = [at for at in got if p.name(*at) in self._where]
+        if not kept:
+            raise KeyError(f"{key!r} was not captured; there are {', '.join(self.points)}")
+        return p, kept, axes
+
+    # -- values ------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Key) -> NDArray[np.float32]:
+        return _float32(self.raw(key))
+
+    def raw(self, key: Key) -> NDArray[Any]:
+        """As `cache[key]`, in the type of the capture: float32, or the bits of bfloat16 as uint16. A view where possible."""
+        p, places, axes = self._places(key)
+        steps, layers = sorted({t for t, _ in places}), sorted({layer for _, layer in places})
+        if not axes:
+            i, lead = self._where[p.name(*places[0])]
+            one: NDArray[Any] = self.blocks[i][1][lead]
+            return one
+        if len(places) != len(steps) * len(layers):
+            raise KeyError(f"{key!r} was captured at different steps for different layers: ask for one layer, or by full name")
+        for b, a in self.blocks:
+            if b.point == p and set(places) <= {(t, layer) for t in b.steps for layer in b.layers}:
+                part: NDArray[Any] = a[_span([b.steps.index(t) for t in steps])]
+                if p.of != "layer":
+                    return part
+                part = part[:, _span([b.layers.index(layer) for layer in layers])]
+                return part if axes == "sl" else part[:, 0]
+        parts = [[self.raw(p.name(t, layer)) for layer in layers] for t in steps]
+        whole = np.array(parts)
+        return whole if axes == "sl" else whole[:, 0]
+
+    def stack(self, short: str) -> NDArray[np.float32]:
+        """All steps and layers of a point `[step, layer, batch, pos, ...]` (`[step, batch, pos, ...]` for one of a step)."""
+        return self[point(short).short]
+
+    def steps(self, short: str) -> list[int]:
+        """The steps a point was kept at: labels of the step axis of `stack`."""
+        return sorted({t for t, _ in self._places(short)[1]})
+
+    def layers(self, short: str) -> list[int]:
+        """The layers a point was kept at."""
+        return sorted({layer for _, layer in self._places(short)[1]})
+
+    def sel(
+        self, short: str, *, step: Index = None, layer: Index = None, batch: Index = None, pos: Index = None, head: Index = None,
+        src_pos: Index = None,
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """Some of a point: a number drops its axis, a slice or list keeps it, None keeps all.
+
+        `step` and `layer` are those of the model (negative from the end); `pos` (for scores and patterns the attending
+        position) counts along the captured axis, which is the position itself when all were captured.
+
+        Raises
+        ------
+        KeyError, IndexError
+            For a point, step or layer that was not captured; for an axis the point does not have.
+        """
+        p = point(short)
+        a, dims = self[p.short], self.dims(short)
+        chosen: dict[str, Any] = {"step": step, "layer": layer, "batch": batch, "pos": pos, "head": head, "src_pos": src_pos}
+        chosen = {k: v for k, v in chosen.items() if v is not None}
+        if p.square and "pos" in chosen:
+            chosen["dest_pos"] = chosen.pop("pos")
+        if "head" in chosen and "kv_head" in dims:
+            chosen["kv_head"] = chosen.pop("head")
+        for name, labels, size in (("step", self.steps(short), self.n_steps), ("layer", self.layers(short), self.config.n_layers)):
+            if name in chosen and name in dims:
+                chosen[name] = _labels(name, chosen[name], labels, size)
+        for dim in chosen:
+            if dim not in dims:
+                raise IndexError(f"{p.short} has no axis {dim!r}; it has {', '.join(dims)}")
+        for axis, dim in reversed(list(enumerate(dims))):
+            if dim in chosen:
+                index = chosen[dim]
+                if not isinstance(index, (int, np.integer, slice)):
+                    index = np.asarray(index)
+                a = a[(slice(None),) * axis + (index,)]
+        return a
+
+    def dims(self, short: str) -> tuple[str, ...]:
+        """Names of the axes of `stack(short)`."""
+        return next(b.dims for b, _ in self.blocks if b.point == point(short))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(a.nbytes for _, a in self.blocks)
+
+    # -- other forms ---------------------------------------------------------------------------------------------------
+
+    def labelled(self, short: str) -> LabelledArray:
+        """A point with the names of its axes, steps, layers, positions and tokens."""
+        dims = self.dims(short)
+        coords: dict[str, Any] = {"step": self.steps(short), "layer": self.layers(short)}
+        coords = {k: v for k, v in coords.items() if k in dims}
+        along = "dest_pos" if "dest_pos" in dims else "pos"
+        coords["position"] = (("batch", along), self.positions)
+        if self.tokens is not None:
+            words = [[row[i] if i >= 0 else "" for i in places] for row, places in zip(self.tokens, self.positions, strict=True)]
+            coords["token"] = (("batch", along), np.array(words))
+        return LabelledArray(self.stack(short), dims, coords, name=point(short).short)
+
+    def to_xarray(self) -> Any:
+        """An `xarray.Dataset` of all points (the notebook extra)."""
+        import xarray
+
+        return xarray.Dataset({short: self.labelled(short).to_xarray() for short in self.points})
+
+    def to_dataframe(self, short: str | None = None) -> Any:
+        """One row for each number of a point (the notebook extra); the point may be left out when there is only one."""
+        if short is None and len(self.points) != 1:
+            raise ValueError(f"which point? there are {', '.join(self.points)}")
+        return self.labelled(short or self.points[0]).to_dataframe()
+
+    def to_transformer_lens(self) -> dict[str, NDArray[np.float32]]:
+        """A flat dict on virtual layers: layer l of step t is `blocks.{t * n_layers + l}`, as if the loop were unrolled.
+
+        Points of a step other than the last have no place there and are left out; scales get their trailing axis of 1.
+        `torch.from_dlpack(a)` or `torch.from_numpy(a)` makes a tensor of each without copying.
+        """
+        out: dict[str, NDArray[np.float32]] = {}
+        for name in self:
+            p, (step, layer) = self._names[name]
+            a = self[name]
+            if p.path.endswith("hook_scale"):
+                a = a[..., None]
+            if p.of == "layer":
+                out[f"blocks.{step * self.config.n_layers + layer}.{p.path}"] = a
+            elif p.of == "run" or (step == self.n_steps - 1 and p.path.startswith("ln_final")):
+                out[p.path] = a
+        return out
+
+    @cached_property
+    def _names(self) -> dict[str, tuple[Point, Place]]:
+        return HookNames(self.config, self.n_steps).by_name
+
+    def __repr__(self) -> str:
+        batch, pos = self.positions.shape
+        return f"ActivationCache({len(self)} arrays of {len(self.points)} points, batch={batch}, pos={pos}, {self.nbytes / 2**20:.1f} MiB)"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for b, a in self.blocks:
+            shape = ", ".join(f"{dim} {n}" for dim, n in zip(b.dims, a.shape, strict=True))
+            rows.append(f"<tr><td>{html.escape(b.point.short)}</td><td>{html.escape(shape)}</td><td>{a.nbytes / 2**20:.2f} MiB</td></tr>")
+        head = f"<caption>{html.escape(repr(self))}</caption><tr><th>point</th><th>axes</th><th>size</th></tr>"
+        return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _float32(a: NDArray[Any]) -> NDArray[np.float32]:
+    return from_bfloat16(a) if a.dtype == np.uint16 else a
+
+
+def _span(indices: list[int]) -> Any:
+    """A slice where the indices are one, so that a view comes out."""
+    if indices == list(range(indices[0], indices[0] + len(indices))):
+        return slice(indices[0], indices[0] + len(indices))
+    return indices
+
+
+def _labels(name: str, wanted: Any, labels: list[int], size: int) -> Any:
+    """Model's step or layer numbers as places along a captured axis."""
+
+    def place(i: Any) -> int:
+        if not isinstance(i, (int, np.integer)) or not -size <= i < size:
+            raise IndexError(f"{name} is {i!r}, expected {-size} to {size - 1}")
+        if int(i) % size not in labels:
+            raise IndexError(f"{name} {int(i) % size} was not captured; there are {labels}")
+        return labels.index(int(i) % size)
+
+    if isinstance(wanted, slice):
+        return [labels.index(i) for i in range(size)[wanted] if i in labels]
+    return place(wanted) if isinstance(wanted, (int, np.integer)) else [place(i) for i in wanted]

@@ -1,0 +1,102 @@
+"""One forward with everything that may ride on it: captures, edits, Python hooks, a program of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro import _core
+from ouro.cache import ActivationCache
+from ouro.capture import ATTENTION_BUFFER, Block, CapturePlan, StopAt
+from ouro.errors import ContextLengthError
+from ouro.trace import Trace, exit_distribution, sigmoid
+
+if TYPE_CHECKING:
+    from ouro.model import Model
+
+LOGITS = {"none": 0, "last": 1, "all": 2}
+Turn = tuple[int, Sequence[int], bool]  # step it counts as, layers in order, whether the step ends with it
+
+
+@dataclass(eq=False)
+class Forward:
+    """A forward being put together. `sequences` are checked ids."""
+
+    model: Model
+    sequences: list[list[int]]
+    n_steps: int
+    logits: str = "last"
+    max_lanes: int = 256
+    capture: CapturePlan | None = None
+    turns: list[Turn] | None = None
+    arrays: list[NDArray[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.logits not in LOGITS:
+            raise ValueError(f"logits is {self.logits!r}, expected 'last', 'all' or 'none'")
+        if self.max_lanes < 1:
+            raise ValueError(f"max_lanes is {self.max_lanes}, expected 1 or more")
+        if self.longest > self.model.config.n_ctx:
+            raise ContextLengthError(f"{self.longest} tokens exceed the context of {self.model.config.n_ctx}")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        return [len(s) for s in self.sequences]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths)
+
+    def stop(self, at: StopAt) -> None:
+        """End behind layer `at[1]` of step `at[0]`."""
+        every = range(self.model.config.n_layers)
+        self.turns = [*((t, every, True) for t in range(at[0])), (at[0], range(at[1] + 1), False)]
+        self.n_steps, self.logits = at[0] + 1, "none"
+
+    def _lanes(self, attention: bool) -> int:
+        """Positions of a pass; fewer where their scores and patterns would take much memory."""
+        if not attention:
+            return self.max_lanes
+        padded = -(-self.longest // 64) * 64
+        return max(1, min(self.max_lanes, ATTENTION_BUFFER // (8 * self.model.config.n_heads * padded)))
+
+    def run(self) -> Trace:
+        """Compute."""
+        plan, attention = None, False
+        if self.capture:
+            plan, attention = _core.Plan(self.model._core), self.capture.looks_at_attention
+            blank = len(set(self.lengths)) > 1 or (self.capture.positions < 0).any() or self.turns is not None
+            self.arrays = self.capture.allocate(blank=bool(blank))
+            self.capture.add_to(plan, self.arrays)
+        ids = [np.asarray(s, np.int32) for s in self.sequences]
+        states, gate, z = self.model._core.trace(ids, self.n_steps, LOGITS[self.logits], self._lanes(attention), plan, self.turns)
+        return Trace(states, gate, z, np.array(self.lengths), self.sequences, self.model)
+
+    def cache(self, trace: Trace) -> ActivationCache:
+        """What was captured."""
+        plan = self.capture
+        if plan is None:
+            raise ValueError("nothing was captured")
+        blocks = list(zip(plan.blocks, self.arrays, strict=True))
+        for block, array in blocks:
+            if block.point.core < 0:
+                _derive(block, array, trace, plan)
+        tokens = None
+        if self.model.tokenizer is not None:
+            tokens = [self.model.to_str_tokens(s) for s in self.sequences]
+        return ActivationCache(blocks, self.model.config, self.n_steps, self.lengths, self.sequences, plan.positions, tokens)
+
+
+def _derive(block: Block, array: NDArray[Any], trace: Trace, plan: CapturePlan) -> None:
+    """What follows from the gate's logits at all steps."""
+    lam = sigmoid(trace.gate_logit)
+    pdf, cdf = exit_distribution(lam)
+    whole = {"gate_lambda": lam, "gate_pdf": pdf, "gate_cdf": cdf}[block.point.short][list(block.steps)]
+    kept = np.take_along_axis(whole, np.maximum(plan.positions, 0)[None], axis=2)
+    array[...] = plan.encode(np.where(plan.positions >= 0, kept, np.float32(np.nan)))
