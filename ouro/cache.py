@@ -205,11 +205,11 @@ class ActivationCache(Mapping[Any, NDArray[np.float32]]):
         dims = self.dims(short)
         coords: dict[str, Any] = {"step": self.steps(short), "layer": self.layers(short)}
         coords = {k: v for k, v in coords.items() if k in dims}
-        along = "dest_pos" if "dest_pos" in dims else "pos"
-        coords["position"] = (("batch", along), self.positions)
+        along, of = ("dest_pos", "dest_") if "dest_pos" in dims else ("pos", "")
+        coords[f"{of}position"] = (("batch", along), self.positions)
         if self.tokens is not None:
             words = [[row[i] if i >= 0 else "" for i in places] for row, places in zip(self.tokens, self.positions, strict=True)]
-            coords["token"] = (("batch", along), np.array(words))
+            coords[f"{of}token"] = (("batch", along), np.array(words))
         return LabelledArray(self.stack(short), dims, coords, name=point(short).short)
 
     def to_xarray(self) -> Any:
