@@ -32,18 +32,16 @@ def rank_of(log_p: ArrayLike, token: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(((z > own) | ((z == own) & (np.arange(z.shape[-1]) < token))).sum(-1), np.int64)
 
 
-def _wanted(trace: Trace, token: int | str | None) -> NDArray[np.int64]:
-    """The token to follow at each place `[batch, pos]`."""
-    if token is None:
-        return next_tokens(trace)
+def single_token(model: Model, token: int | str) -> int:
+    """A token's id, checked; a text must be exactly one token."""
     if isinstance(token, str):
-        ids = trace._model.to_tokens(token)
+        ids = model.to_tokens(token)
         if len(ids) != 1:
-            parts = trace._model.to_str_tokens(ids)
+            parts = model.to_str_tokens(ids)
             raise ValueError(f"{token!r} is {len(ids)} tokens {parts}, expected one: choose one of them by id or by its text")
-        token = ids[0]
-    check_ids([token], trace._model.config.d_vocab)
-    return np.full(trace.gate_logit.shape[1:], token, np.int64)
+        return ids[0]
+    check_ids([token], model.config.d_vocab)
+    return int(token)
 
 
 def rank_trajectory(
@@ -74,7 +72,8 @@ def rank_trajectory(
     array([3., 1., 1., 1.])
     """
     trace = as_trace(source, x, n_steps=n_steps)
-    wanted = _wanted(trace, token)
+    shape = trace.gate_logit.shape[1:]
+    wanted = next_tokens(trace) if token is None else np.full(shape, single_token(trace._model, token), np.int64)
     flat = wanted.reshape(-1)
 
     def take(log_p: NDArray[np.float64], at: NDArray[np.intp]) -> dict[str, NDArray[np.float64]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ouro.cache import ActivationCache
 from ouro.labelled import LabelledArray
 from ouro.model import Batch, Model
 from ouro.trace import Trace
@@ -109,3 +110,40 @@ def labelled(values: Array, dims: tuple[str, ...], coords: Mapping[str, Any] | N
     coords = {n: c for n, c in (coords or {}).items() if set(c[0] if isinstance(c, tuple) else (n,)) <= set(dims)}
     attrs = {k: v for k, v in (("units", units), ("formula", formula)) if v}
     return LabelledArray(values, dims, coords, name=name, attrs=attrs, plotter=plotter)
+
+
+def captured(source: Any, x: Any, names: Sequence[str], *, n_steps: int | None = None) -> Any:
+    """A cache that holds `names`: the one that was given (as `source` or as `x`), or `model.run_with_cache(x, names)`.
+
+    Raises
+    ------
+    TypeError
+        When a model comes without texts, or a cache with some.
+    KeyError
+        When the cache lacks one of the names.
+    """
+    cache = source if isinstance(source, ActivationCache) else x if isinstance(x, ActivationCache) else None
+    if cache is None:
+        if not isinstance(source, Model):
+            raise TypeError(f"expected a Model or an ActivationCache, got {type(source).__name__}")
+        if x is None:
+            raise TypeError("a Model was given without texts: expected (model, texts) or a cache")
+        return source.run_with_cache(x, list(names), n_steps=n_steps, logits="none")[1]
+    if cache is source and x is not None:
+        raise TypeError("a cache was given and texts too: expected (cache) or (model, texts)")
+    if n_steps not in (None, cache.n_steps):
+        raise ValueError(f"the cache has {cache.n_steps} steps, n_steps is {n_steps}")
+    for name in names:
+        cache.dims(name) if name in cache.points else cache[name]  # the cache's own error names what there is
+    return cache
+
+
+def seen_coords(cache: Any, point: str, *, layers: bool = True) -> dict[str, Any]:
+    """Steps, layers and tokens of a captured point as coordinates."""
+    coords: dict[str, Any] = {"step": np.asarray(cache.steps(point))}
+    if layers:
+        coords["layer"] = np.asarray(cache.layers(point))
+    if cache.tokens is not None:
+        words = [[row[i] if i >= 0 else "" for i in places] for row, places in zip(cache.tokens, cache.positions, strict=True)]
+        coords["token"] = (("batch", "pos"), np.array(words))
+    return coords

@@ -1,0 +1,487 @@
+"""Probes over the (step, layer) grid with any scikit-learn estimator (the probe extra), and the paper's faithfulness protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone, is_classifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_array, check_X_y, get_tags
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ouro.labelled import LabelledArray, LabelledSet
+from ouro.measures.source import captured
+from ouro.measures.step_agreement import agreement_matrices
+from ouro.model import Batch, Model
+
+__all__ = ["StepLayerProbe", "control_labels", "faithfulness", "faithfulness_of", "probe_data"]
+
+
+def _default_estimator() -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+
+
+def _has(method: str) -> Any:
+    def check(self: StepLayerProbe) -> bool:
+        found = self.estimator if self.estimator is not None else _default_estimator()
+        getattr(found, method)  # its AttributeError is the message
+        return True
+
+    return available_if(check)
+
+
+def control_labels(y: ArrayLike, types: ArrayLike | None = None, *, seed: int | None = 0) -> NDArray[Any]:
+    """Labels of the control task: every type (such as a token id) gets one random label, drawn as often as y has it.
+
+    Without types every sample is a type of its own. Only memory can solve this task, so what a probe scores on it is what it
+    scores without the representation's help.
+
+    Source
+    ------
+    Hewitt and Liang, "Designing and interpreting probes with control tasks", arXiv 1909.03368, section 2.
+
+    >>> from ouro.probes import control_labels
+    >>> labels = control_labels([0, 1, 0, 1], ["a", "b", "a", "c"])
+    >>> bool(labels[0] == labels[2])
+    True
+    """
+    y = np.asarray(y)
+    rng = np.random.default_rng(seed)
+    if types is None:
+        return np.asarray(rng.permutation(y))
+    _, of = np.unique(np.asarray(types), return_inverse=True)
+    return np.asarray(rng.choice(y, of.max() + 1)[of.reshape(-1)])
+
+
+Samples = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+
+
+def probe_data(cache: Any, point: str = "resid_post", *, pos: int | None = None) -> Samples:
+    """Samples for a probe out of a cache.
+
+    Parameters
+    ----------
+    cache
+        With `point`, captured at all positions or at some (`pos` of `run_with_cache`).
+    pos
+        Take the last captured position of each sequence (-1), another one, or all (None).
+
+    Returns
+    -------
+    X : array [sample, step, layer, d]
+    prompts : int array [sample]
+        The sequence each sample is from: the `groups` of `fit`.
+    tokens : int array [sample]
+        Its token id: `types` of the control task.
+    """
+    a = cache.stack(point)  # [step, layer, batch, pos, d]
+    prompts, places = np.nonzero(cache.positions >= 0)
+    if pos is not None:
+        counts = (cache.positions >= 0).sum(1)
+        if not ((-counts <= pos) & (pos < counts)).all():
+            raise IndexError(f"pos is {pos}, the shortest sequence has {counts.min()} captured positions")
+        prompts, places = np.arange(len(counts)), np.where(pos < 0, counts + pos, pos)
+    tokens = np.array([cache.token_ids[b][cache.positions[b, i]] for b, i in zip(prompts, places, strict=True)], np.int64)
+    return np.moveaxis(a[:, :, prompts, places], 2, 0), prompts.astype(np.int64), tokens
+
+
+def _cell(
+    estimator: Any, x: NDArray[Any], y: NDArray[Any], folds: Sequence[Any], settings: Sequence[Mapping[str, Any]], scoring: Any,
+    control: NDArray[Any] | None,
+) -> tuple[Any, NDArray[np.float64], NDArray[np.float64], int]:  # fmt: skip
+    """One place of the grid: the estimator fitted on everything, scores [setting, fold], control scores [fold], best setting."""
+    scores = np.full((len(settings), max(len(folds), 1)), np.nan)
+    for i, setting in enumerate(settings):
+        for j, (train, test) in enumerate(folds):
+            fitted = clone(estimator).set_params(**setting).fit(x[train], y[train])
+            scores[i, j] = check_scoring(fitted, scoring)(fitted, x[test], y[test])
+    best = int(np.nan_to_num(scores.mean(1), nan=-np.inf).argmax())
+    chosen = clone(estimator).set_params(**settings[best])
+    controls = np.full(max(len(folds), 1), np.nan)
+    if control is not None:
+        for j, (train, test) in enumerate(folds):
+            if len(np.unique(control[train])) > 1:
+                fitted = clone(chosen).fit(x[train], control[train])
+                controls[j] = check_scoring(fitted, scoring)(fitted, x[test], control[test])
+    return clone(chosen).fit(x, y), scores, controls, best
+
+
+def _row(patience: int | None, cells: Sequence[Any], *arguments: Any) -> list[Any]:
+    """The layers of one step in order; with patience, ends when that many in a row have not beaten the best."""
+    out: list[Any] = []
+    best, since = -np.inf, 0
+    for x in cells:
+        if patience is not None and since >= patience:
+            out.append(None)
+            continue
+        found = _cell(arguments[0], x, *arguments[1:])
+        out.append(found)
+        score = float(found[1][found[3]].mean())
+        best, since = (score, 0) if score > best else (best, since + 1)
+    return out
+
+
+class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
+    """One estimator for each (step, layer), scored by cross-validation that keeps prompts together.
+
+    Parameters
+    ----------
+    estimator
+        Any scikit-learn classifier or regressor; a standardised logistic regression (C = 0.1) unless given. It is cloned.
+    cv : int
+        Folds; fewer where there are fewer groups or members of a class, none below two (scores are NaN then).
+    scoring
+        As in scikit-learn; the estimator's own `score` unless given.
+    path : dict of str to list, optional
+        Regularisation path: one parameter and its values, e.g. `{"logisticregression__C": [0.01, 0.1, 1]}`. The value with the
+        best mean score is kept at each place. That score is picked among several on the same folds and so a little high.
+    control : bool
+        Also score the control task (Hewitt and Liang), and the selectivity `score - control`.
+    patience : int, optional
+        Within a step, stop after this many layers in a row without a better score; what follows is NaN.
+    n_jobs : int, optional
+        Steps (with patience) or places that run at once, by joblib.
+    random_state : int, optional
+        Of the folds and the control labels.
+    verbose : bool
+        Show progress.
+
+    Attributes
+    ----------
+    scores_ : LabelledArray [step, layer, fold]
+        `scores_.mean("fold")` is the picture's matrix.
+    path_scores_ : LabelledArray [step, layer, setting]
+        Mean score by setting of the path.
+    control_scores_ : LabelledArray [step, layer, fold]; NaN without control
+    selectivity_ : LabelledArray [step, layer]
+    estimators_ : list of list
+        Fitted on all samples, `[step][layer]`; None where patience ended.
+    classes_ : array
+        Of a classifier.
+    n_features_in_, n_steps_, n_layers_ : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ouro.probes import StepLayerProbe
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.arange(60) % 2
+    >>> X = rng.normal(size=(60, 2, 3, 4))            # [sample, step, layer, feature]
+    >>> X[:, 1, 2, 0] += 4 * y                        # only there the label can be read
+    >>> probe = StepLayerProbe(cv=3).fit(X, y, groups=np.arange(60) // 4)
+    >>> mean = probe.scores_.mean("fold")
+    >>> np.unravel_index(mean.values.argmax(), mean.shape) == (1, 2)
+    True
+    """
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        cv: int = 5,
+        scoring: Any = None,
+        path: Mapping[str, Sequence[Any]] | None = None,
+        control: bool = False,
+        patience: int | None = None,
+        n_jobs: int | None = None,
+        random_state: int | None = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.estimator = estimator
+        self.cv = cv
+        self.scoring = scoring
+        self.path = path
+        self.control = control
+        self.patience = patience
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        inner = get_tags(self.estimator if self.estimator is not None else _default_estimator())
+        tags.estimator_type, tags.classifier_tags, tags.regressor_tags = inner.estimator_type, inner.classifier_tags, inner.regressor_tags
+        tags.target_tags, tags.input_tags.sparse = inner.target_tags, False
+        tags.target_tags.multi_output = False
+        return tags
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def _grid(self, X: Any, *, reset: bool, y: Any = None) -> tuple[NDArray[Any], Any, bool]:
+        """X as [sample, step, layer, feature], y checked, and whether X was a plain matrix (a grid of one place)."""
+        shaped = np.asarray(X) if getattr(X, "ndim", 2) == 4 else None
+        numeric = y is not None and not is_classifier(self)
+        if shaped is not None:
+            flat = shaped.reshape(len(shaped), -1)
+            flat, y = (check_array(flat), None) if y is None else check_X_y(flat, y, y_numeric=numeric)
+        elif y is None:
+            flat = validate_data(self, X, reset=reset)
+        else:
+            flat, y = validate_data(self, X, y, reset=reset, y_numeric=numeric)
+        grid = flat[:, None, None, :] if shaped is None else flat.reshape(shaped.shape)
+        found = grid.shape[1:]
+        if reset:
+            self.n_steps_, self.n_layers_, self.n_features_in_ = found
+        elif found != (self.n_steps_, self.n_layers_, self.n_features_in_):
+            raise ValueError(f"X has (step, layer, feature) = {found}, expected {(self.n_steps_, self.n_layers_, self.n_features_in_)}")
+        return grid, y, shaped is None
+
+    def _folds(self, y: NDArray[Any], groups: Any) -> list[Any]:
+        if not isinstance(self.cv, (int, np.integer)) or self.cv < 2:
+            raise ValueError(f"cv is {self.cv!r}, expected an int of 2 or more")
+        classes = is_classifier(self)
+        n = min(self.cv, len(y))
+        if classes:
+            n = min(n, int(np.unique(y, return_counts=True)[1].min()))
+        if groups is not None:
+            groups = np.asarray(groups)
+            if groups.shape != y.shape:
+                raise ValueError(f"groups has shape {groups.shape}, expected {y.shape}")
+            n = min(n, len(np.unique(groups)))
+        if n < 2:
+            return []
+        if groups is None:
+            split = (StratifiedKFold if classes else KFold)(n, shuffle=True, random_state=self.random_state)
+            return list(split.split(y, y))
+        split = StratifiedGroupKFold(n) if classes else GroupKFold(n)
+        folds = [(train, test) for train, test in split.split(y, y, groups) if len(test)]
+        return [f for f in folds if not classes or len(np.unique(y[f[0]])) > 1]
+
+    def _settings(self) -> tuple[str, list[Any]]:
+        if self.path is None:
+            return "", [None]
+        if len(self.path) != 1 or not len(next(iter(self.path.values()))):
+            raise ValueError(f"path is {self.path!r}, expected one parameter and its values")
+        name, values = next(iter(self.path.items()))
+        return name, list(values)
+
+    # -- learning ----------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any, groups: Any = None, types: Any = None) -> StepLayerProbe:
+        """Score every place by cross-validation, then fit it on all samples.
+
+        Parameters
+        ----------
+        X : array [sample, step, layer, feature], or [sample, feature] (a grid of one place)
+        y : array [sample]
+        groups : array [sample], optional
+            Samples of one group (a prompt) never stand on both sides of a split.
+        types : array [sample], optional
+            For the control task: samples of one type (a token id) share a control label.
+
+        Returns
+        -------
+        self
+        """
+        if y is None:
+            raise ValueError("StepLayerProbe requires y to be passed, but the target y is None")
+        grid, y, _ = self._grid(X, reset=True, y=y)
+        if is_classifier(self):
+            check_classification_targets(y)
+            self.classes_ = np.unique(y)
+        estimator = clone(self.estimator) if self.estimator is not None else _default_estimator()
+        name, values = self._settings()
+        settings = [{name: v} if name else {} for v in values]
+        folds = self._folds(y, groups)
+        control = control_labels(y, types, seed=self.random_state) if self.control else None
+        rest = (y, folds, settings, self.scoring, control)
+        every = [[grid[:, t, layer] for layer in range(self.n_layers_)] for t in range(self.n_steps_)]
+        jobs = every if self.patience is not None else [[x] for row in every for x in row]
+        bar: Any = jobs
+        if self.verbose:
+            from tqdm.auto import tqdm
+
+            bar = tqdm(jobs, desc="probes", unit="steps" if self.patience is not None else "places")
+        done = Parallel(n_jobs=self.n_jobs)(delayed(_row)(self.patience, cells, estimator, *rest) for cells in bar)
+        self._collect([cell for row in done for cell in row], name, values, len(folds))
+        return self
+
+    def _collect(self, cells: list[Any], name: str, values: list[Any], n_folds: int) -> None:
+        shape = (self.n_steps_, self.n_layers_)
+        scores, controls = (np.full((*shape, max(n_folds, 1)), np.nan) for _ in range(2))
+        by_setting = np.full((*shape, len(values)), np.nan)
+        self.estimators_: list[list[Any]] = [[None] * shape[1] for _ in range(shape[0])]
+        for i, cell in enumerate(cells):
+            if cell is None:
+                continue
+            at = divmod(i, shape[1])
+            fitted, found, control, best = cell
+            self.estimators_[at[0]][at[1]] = fitted
+            scores[at], controls[at], by_setting[at] = found[best], control, found.mean(1)
+        grid, plotter = ("step", "layer"), "plot_layers_by_step"
+        self.scores_ = LabelledArray(scores, (*grid, "fold"), name="score", plotter=plotter)
+        self.control_scores_ = LabelledArray(controls, (*grid, "fold"), name="control score", plotter=plotter)
+        means = self.scores_.mean("fold").values - self.control_scores_.mean("fold").values
+        self.selectivity_ = LabelledArray(means, grid, name="selectivity", attrs={"formula": "score - control score"}, plotter=plotter)
+        coords = {"setting": np.array(values)} if name else {}
+        self.path_scores_ = LabelledArray(by_setting, (*grid, "setting"), coords, name="score", attrs={"setting": name})
+
+    # -- using -------------------------------------------------------------------------------------------------------
+
+    def _apply(self, method: str, X: Any, dims: tuple[str, ...] = ("sample",), coords: Mapping[str, Any] | None = None) -> Any:
+        check_is_fitted(self, "estimators_")
+        grid, _, plain = self._grid(X, reset=False)
+        if plain:
+            return getattr(self.estimators_[0][0], method)(grid[:, 0, 0])
+        out: NDArray[Any] | None = None
+        for t in range(self.n_steps_):
+            for layer in range(self.n_layers_):
+                if self.estimators_[t][layer] is None:
+                    continue
+                got = np.asarray(getattr(self.estimators_[t][layer], method)(grid[:, t, layer]))
+                if out is None:
+                    text = got.dtype.kind in "UO"
+                    whole = all(e is not None for row in self.estimators_ for e in row)
+                    shape = (len(grid), self.n_steps_, self.n_layers_, *got.shape[1:])
+                    out = np.full(shape, "", object) if text else np.full(shape, 0 if whole else np.nan, got.dtype if whole else float)
+                out[:, t, layer] = got
+        assert out is not None  # patience never leaves out the first layer
+        return LabelledArray(out, (dims[0], "step", "layer", *dims[1:]), coords, name=method)
+
+    def predict(self, X: Any) -> Any:
+        """Prediction of every place: `[sample]` for a matrix, labelled `[sample, step, layer]` for a grid.
+
+        Places that patience left out are NaN (or the empty text)."""
+        return self._apply("predict", X)
+
+    @_has("predict_proba")  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Any:
+        """Class probabilities: `[sample, class]` for a matrix, labelled `[sample, step, layer, class]` for a grid."""
+        return self._apply("predict_proba", X, ("sample", "class"), {"class": getattr(self, "classes_", None)})
+
+    @_has("decision_function")  # type: ignore[untyped-decorator]
+    def decision_function(self, X: Any) -> Any:
+        """The estimators' decision function: as they give it for a matrix, labelled for a grid."""
+        check_is_fitted(self, "estimators_")
+        binary = len(getattr(self, "classes_", ())) == 2
+        return self._apply("decision_function", X, ("sample",) if binary else ("sample", "class"))
+
+    def score(self, X: Any, y: Any) -> Any:
+        """Score of the fitted estimators on other samples: a float for a matrix, labelled `[step, layer]` for a grid."""
+        check_is_fitted(self, "estimators_")
+        grid, _, plain = self._grid(X, reset=False)
+        out = np.full((self.n_steps_, self.n_layers_), np.nan)
+        for t, row in enumerate(self.estimators_):
+            for layer, fitted in enumerate(row):
+                if fitted is not None:
+                    out[t, layer] = check_scoring(fitted, self.scoring)(fitted, grid[:, t, layer], y)
+        return float(out[0, 0]) if plain else LabelledArray(out, ("step", "layer"), name="score", plotter="plot_layers_by_step")
+
+
+# -- the paper's protocol ----------------------------------------------------------------------------------------------
+
+
+def faithfulness_of(X: ArrayLike, answers: ArrayLike, *, groups: Any = None, **probe: Any) -> LabelledSet:
+    """`faithfulness` of states and answers from elsewhere.
+
+    Parameters
+    ----------
+    X : array [batch, step, layer, d]
+        Where the answer is about to be said.
+    answers : int array [batch, step]
+        Which answer each step gives.
+    groups
+        As in `StepLayerProbe.fit`.
+    **probe
+        Arguments of `StepLayerProbe`.
+    """
+    x, a = np.asarray(X), np.asarray(answers)
+    if x.ndim != 4 or a.shape != x.shape[:2]:
+        raise ValueError(f"X has shape {x.shape} and answers {a.shape}, expected [batch, step, layer, d] and [batch, step]")
+    n_answers = int(a.max()) + 1
+    same = agreement_matrices(np.where(a.T[..., None] == np.arange(n_answers), 0.0, -50.0))["top1"].mean(-1)
+    score = np.full((x.shape[1], *x.shape[1:3]), np.nan)
+    for i in range(x.shape[1]):
+        if np.unique(a[:, i], return_counts=True)[1].min() >= 2 and len(np.unique(a[:, i])) > 1:
+            score[i] = StepLayerProbe(**probe).fit(x, a[:, i], groups=groups).scores_.mean("fold").values
+    common = np.array([np.unique(a[:, i], return_counts=True)[1].max() / len(a) for i in range(a.shape[1])])
+    return LabelledSet(
+        {
+            "answer": LabelledArray(a, ("batch", "step")),
+            "agreement": LabelledArray(same, ("step", "other_step"), attrs={"formula": "part with a_s = a_t"}, plotter="plot_step_matrix"),
+            "probe": LabelledArray(score, ("answer_step", "step", "layer"), attrs={"formula": "accuracy, cross-validated"}),
+            "majority": LabelledArray(common, ("answer_step",), attrs={"formula": "part with the most frequent answer"}),
+        },
+        title="is the answer made up before it is said?",
+        plotter="plot_faithfulness",
+    )
+
+
+def faithfulness(
+    model: Model,
+    prompts: Batch | Any,
+    answers: Sequence[int | str],
+    *,
+    groups: Any = None,
+    n_steps: int | None = None,
+    **probe: Any,
+) -> LabelledSet:
+    """Do later steps change the answer, or is it settled and readable long before?
+
+    At the last token of every prompt each step's answer is the likeliest of `answers`. Then
+
+    | array | axes | meaning |
+    |---|---|---|
+    | answer | batch, step | index into `answers` |
+    | agreement | step, other_step | part of the prompts where two steps give the same answer |
+    | probe | answer_step, step, layer | accuracy of a probe on the stream behind (step, layer) at predicting the answer of answer_step |
+    | majority | answer_step | what always giving the most frequent answer would score |
+
+    An answer that a probe reads at step s and that later steps never change was rationalised, not computed, by them; the paper
+    finds low agreement and probes that do not foresee later answers. Steps with one answer only have no probe (NaN).
+
+    Parameters
+    ----------
+    model
+    prompts
+        Texts or ids, or a cache with `resid_post` and `state` that holds their last tokens (`pos=-1`).
+    answers
+        Ids, or texts that are one token each, e.g. `[" Yes", " No"]`.
+    groups
+        Prompts of one group stay together in a split.
+    n_steps
+        Recurrent steps to run.
+    **probe
+        Arguments of `StepLayerProbe`.
+
+    Source
+    ------
+    arXiv 2510.25741, section on faithfulness (linear probes of later answers, agreement of answers between steps, on Quora
+    question pairs).
+
+    Examples
+    --------
+    >>> import ouro
+    >>> from ouro.probes import faithfulness
+    >>> model = ouro.load("ouro-tiny")
+    >>> pairs = [(a, b) for a in ("Ann", "Bob", "Cid", "Dora") for b in ("Leo", "Zoe", "Uma")]
+    >>> prompts = [f"{a} is the boss of {b}. Who is the boss of {b}?" for a, b in pairs]
+    >>> found = faithfulness(model, prompts, model.to_tokens("Ann Bob")[:2], cv=2)
+    >>> found["agreement"].shape, found["probe"].dims
+    ((4, 4), ('answer_step', 'step', 'layer'))
+    """
+    from ouro.measures.rank import single_token
+
+    if len(answers) < 2:
+        raise ValueError(f"{len(answers)} answers: expected two or more to choose from")
+    ids = [single_token(model, a) for a in answers]
+    if isinstance(prompts, (str, Sequence, np.ndarray)):
+        cache = model.run_with_cache(prompts, ["resid_post", "state"], pos=-1, n_steps=n_steps, logits="none")[1]
+    else:
+        cache = captured(model, prompts, ["resid_post", "state"], n_steps=n_steps)
+    X, _, _ = probe_data(cache, pos=-1)
+    counts = (cache.positions >= 0).sum(1) - 1
+    states = cache["state"][:, np.arange(len(counts)), counts]  # [step, batch, d]
+    logits = model._core.readout(np.ascontiguousarray(states.reshape(-1, states.shape[-1])), True)[0]
+    said = logits.reshape(*states.shape[:2], -1)[..., ids].argmax(-1).T
+    return faithfulness_of(X, said, groups=groups, **probe)
