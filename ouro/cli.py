@@ -1,8 +1,9 @@
-"""The command `ouro`: generate, chat, inspect, quantize, info."""
+"""The command `ouro`: generate, chat, inspect, quantize, report, info, bench."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -16,8 +17,10 @@ from ouro.bench import command as bench_command
 from ouro.errors import OuroError
 from ouro.extras import did_you_mean
 from ouro.generation import KV_POLICIES
+from ouro.hub import resolve
 from ouro.loading import CHOICES, Compute
 from ouro.model import Model
+from ouro.packed import is_packed
 from ouro.trace import Trace
 
 DEFAULT_MODEL = "ouro-tiny"
@@ -73,7 +76,8 @@ def _sampling_arguments(p: argparse.ArgumentParser, new_tokens: int) -> None:
 
 
 def _load(a: argparse.Namespace) -> Model:
-    return ouro.load(a.model, compute=a.compute, threads=a.threads, local_files_only=a.local_files_only)
+    formats = dict(getattr(a, "formats", ()))
+    return ouro.load(a.model, compute=a.compute, formats=formats, threads=a.threads, local_files_only=a.local_files_only)
 
 
 def _sampling(a: argparse.Namespace) -> dict[str, Any]:
@@ -162,6 +166,38 @@ def quantize(a: argparse.Namespace) -> None:
     model.save_packed(a.directory)
     size = sum(p.stat().st_size for p in a.directory.iterdir())
     print(f"wrote {a.directory}, {size:,} bytes, {model.compute}", file=sys.stderr)
+    if a.report:
+        _report(model, a.source, a)
+
+
+def report(a: argparse.Namespace) -> None:
+    """What a compute costs: states, readouts, loss and exits by step beside float32, on texts."""
+    reference = a.reference or a.model
+    if not a.reference and is_packed(resolve(a.model, local_files_only=a.local_files_only)):
+        raise ValueError(f"{a.model} is packed: give the checkpoint it was made from with --reference")
+    _report(_load(a), reference, a)
+
+
+def _report(model: Model, reference: str, a: argparse.Namespace) -> None:
+    from ouro.quality import quality_report, read_texts
+
+    texts = read_texts(a.texts) if a.texts else None
+    float32 = ouro.load(reference, compute="float32", threads=a.threads, local_files_only=a.local_files_only)
+    found = quality_report(model, float32, texts)
+    print(found.to_markdown() if a.markdown else found)
+    if a.json:
+        a.json.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+
+
+def _report_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--texts", type=Path, metavar="FILE", help="texts to compare on, an empty line between two (default: shipped ones)")
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    p.add_argument("--markdown", action="store_true", help="print the report as Markdown tables")
+
+
+def _formats_argument(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--formats", nargs="+", default=(), type=_format, metavar="PART=FORMAT",
+                   help="store parts otherwise than usual, e.g. down=int8 head=bfloat16; parts: " + ", ".join(CHOICES))  # fmt: skip
 
 
 def info(a: argparse.Namespace) -> None:
@@ -232,10 +268,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("source", metavar="SRC", help="packaged name, directory or hub id")
     p.add_argument("directory", metavar="DST", type=Path, help="a directory that does not exist yet")
     p.add_argument("--compute", choices=COMPUTE, default="int8", help="default: %(default)s")
-    p.add_argument("--formats", nargs="+", default=(), type=_format, metavar="PART=FORMAT",
-                   help="store parts otherwise than usual, e.g. down=int8 head=bfloat16; parts: " + ", ".join(CHOICES))  # fmt: skip
+    p.add_argument("--report", action="store_true", help="then compare with float32, as `ouro report` does")
+    _formats_argument(p)
+    _report_arguments(p)
     _machine_arguments(p)
     p.set_defaults(run=quantize)
+    p = commands.add_parser("report", help="what a compute costs beside float32", description=report.__doc__)
+    p.add_argument("--reference", metavar="MODEL", help="what float32 is made from (default: the model, unless that is packed)")
+    _formats_argument(p)
+    _report_arguments(p)
+    p.set_defaults(run=report)
     p = commands.add_parser("info", help="model, memory, processor", description=info.__doc__)
     p.set_defaults(run=info)
     for name, p in commands.choices.items():
