@@ -5,12 +5,15 @@
  * instructions, one and two threads. Each figure is the best of a few repeats. A line of JSON follows the table.
  *
  *   bench_kernels [MEGABYTES of weights for decoding = 512] [table = the best] [decode|prefill|attention|all]
+ *   bench_kernels 1 best sgemm LIBRARY      own float32 products and those of an OpenBLAS (ouro/_libs), taking turns; with
+ *                                           OPENBLAS_CORETYPE unset, so that it takes the kernels it has for the machine
  *
  * Built with the package's other C programs, or by hand: see csrc/kernels/avx512.c and avx2.c for their flags, then
  *   gcc -std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -Icsrc -Icsrc/include -mavx512f -mavx512bf16 -mavx512vnni -mfma \
  *       csrc/bench/bench_kernels.c <objects of csrc/kernels and csrc/base> -lm -lpthread -o bench_kernels
  * (the flags serve the peak loops; without them those columns stay empty).
  */
+#include "base/blas.h"
 #include "base/cpu.h"
 #include "base/memory.h"
 #include "kernels/kernels.h"
@@ -280,6 +283,58 @@ static void prefill(const ouro_kernels *k)
     }
 }
 
+/* ---- the same products by a BLAS ------------------------------------------------------------------------------------ */
+
+static ouro_blas *blas;
+static float *dense;                     /* [2048][COLS] */
+
+static void run_sgemm(work *j, int thread, int threads)
+{
+    int begin = 2048 * thread / threads, end = 2048 * (thread + 1) / threads;
+    for (int i = 0; i < j->repeats; i++)
+        ouro_blas_sgemm_nt(blas, j->lanes, end - begin, COLS, (const float *)(const void *)j->x->data,
+                           j->x->stride / sizeof(float), dense + (size_t)begin * COLS, COLS, j->out + begin, j->out_stride);
+}
+
+static void sgemm(const ouro_kernels *k, const char *library)
+{
+    static const int lanes[] = {1, 4, 12, 64, 256, 512};
+    if (ouro_blas_open(library, &blas)) {
+        fprintf(stderr, "%s\n", ouro_last_error());
+        exit(1);
+    }
+    ouro_matrix w[2];
+    for (int i = 0; i < 2; i++) {
+        ouro_matrix_layout(&w[i], i ? OURO_BF16 : OURO_F32, 2048, COLS, 128);
+        w[i] = make_matrix(w[i].format, 128 * w[i].tile_bytes);
+    }
+    ouro_acts x = make_acts(OURO_ACT_F32, COLS, MAX_LANES);
+    size_t outputs = (size_t)2048 * MAX_LANES;
+    float *out = ouro_alloc(outputs * sizeof *out);
+    dense = ouro_alloc((size_t)2048 * COLS * sizeof *dense);
+    memset(out, 0, outputs * sizeof *out);
+    for (int r = 0; r < 2048; r++) ouro_matrix_get_row(&w[0], r, dense + (size_t)r * COLS);
+    printf("%s\nfloat32, 2048 x %d weights, GFLOP/s\n%7s %7s %12s %12s %12s %7s\n", ouro_blas_config(blas), COLS, "threads",
+           "lanes", "own, f32", "own, bf16", "OpenBLAS", "peak");
+    for (int threads = 1; threads <= MAX_THREADS; threads++)
+        for (int i = 0; i < 6; i++) {
+            double best[3] = {0};
+            for (int turn = 0; turn < 3; turn++)
+                for (int c = 0; c < 3; c++) {
+                    work j = {.run = c < 2 ? run_product : run_sgemm, .k = k, .w = &w[c & 1], .x = &x, .out = out,
+                              .out_stride = 2048, .acts = OURO_ACT_F32, .lanes = lanes[i], .repeats = 1 + 512 / lanes[i]};
+                    double rate = 2.0 * 2048 * COLS * lanes[i] * j.repeats * 1e-9 / best_time(&j, threads, 2);
+                    if (rate > best[c]) best[c] = rate;
+                }
+            printf("%7d %7d %12.0f %12.0f %12.0f %7.0f\n", threads, lanes[i], best[0], best[1], best[2], peak(OURO_ACT_F32, threads));
+        }
+    for (int i = 0; i < 2; i++) ouro_big_free(w[i].data, ouro_matrix_bytes(&w[i]));
+    ouro_free(out);
+    ouro_free(dense);
+    free_acts(&x);
+    ouro_blas_close(blas);
+}
+
 /* Attention's two products over many blocks of 64 positions, one head: keys (4 tiles, k = 128) and values (8 tiles,
  * k = 64, chained). */
 typedef struct attention_case { ouro_matrix keys, values; ouro_acts query, weights; int blocks; } attention_case;
@@ -341,5 +396,6 @@ int main(int argc, char **argv)
     if (all || !strcmp(what, "decode")) decode(k, bytes);
     if (all || !strcmp(what, "prefill")) prefill(k);
     if (all || !strcmp(what, "attention")) attention(k);
+    if (!strcmp(what, "sgemm") && argc > 4) sgemm(k, argv[4]);
     return 0;
 }

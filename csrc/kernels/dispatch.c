@@ -39,6 +39,12 @@ static int candidates(candidate *c)
 #ifdef OURO_HAVE_AVX2
     c[n++] = (candidate){&ouro_kernels_avx2, cpu->avx2 && cpu->fma};
 #endif
+#ifdef OURO_HAVE_NEON_I8MM
+    c[n++] = (candidate){&ouro_kernels_neon_i8mm, cpu->i8mm};
+#endif
+#ifdef OURO_HAVE_NEON_DOT
+    c[n++] = (candidate){&ouro_kernels_neon_dot, cpu->dotprod};
+#endif
 #ifdef OURO_HAVE_NEON
     c[n++] = (candidate){&ouro_kernels_neon, cpu->neon};
 #endif

@@ -75,7 +75,7 @@ typedef void (*ouro_swiglu_fn)(const ouro_matrix *w, int pair0, int pair1, const
                                void *out, size_t out_stride);
 
 typedef struct ouro_kernels {
-    const char *name;        /* "scalar", "avx2", "avx512", "neon" */
+    const char *name;        /* "scalar", "avx2", "avx512", "neon", "neon_dot", "neon_i8mm" */
 
     ouro_matmul_fn matmul[OURO_N_FORMATS][OURO_N_ACTS];    /* NULL where the pair makes no sense */
     ouro_swiglu_fn swiglu[OURO_N_FORMATS][OURO_N_ACTS];
@@ -133,6 +133,12 @@ extern const ouro_kernels ouro_kernels_avx512;
 #endif
 #ifdef OURO_HAVE_NEON
 extern const ouro_kernels ouro_kernels_neon;
+#endif
+#ifdef OURO_HAVE_NEON_DOT
+extern const ouro_kernels ouro_kernels_neon_dot;
+#endif
+#ifdef OURO_HAVE_NEON_I8MM
+extern const ouro_kernels ouro_kernels_neon_i8mm;
 #endif
 
 /* The best table this machine can run and whose products agree with the specification on a self-test; the

@@ -2,7 +2,8 @@
  *
  * The bf16 pair product is two fused multiply-adds, odd element first; the instruction BFDOT rounds differently and is
  * not used. int8 weights lose their offset of 128 and are multiplied as s8, by SDOT where the file is built for it
- * (-march=armv8.2-a+dotprod) and by widening products elsewhere: the integer is the same.
+ * (-march=armv8.2-a+dotprod) and by widening products elsewhere; built for i8mm, USDOT takes them as they are. The integer
+ * is the same.
  */
 #ifndef OURO_KERNELS_VEC_NEON_H
 #define OURO_KERNELS_VEC_NEON_H
@@ -185,20 +186,28 @@ static inline vf v_dot_bf16(vf acc, v_bw w, v_bx x)
 }
 
 /* u8 weights times s8 */
-typedef struct v_iw { int8x16_t v[4]; } v_iw;
 typedef int8x16_t v_ix;
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+typedef struct v_iw { uint8x16_t v[4]; } v_iw;
+#define V_INT8_START(offset_sum) vi_set1(offset_sum)
+#define V_TO_IW(w) (w)
+static inline v_iw v_load_int8(const uint8_t *p) { V_EACH(v_iw, vld1q_u8(p + 16 * i)); }
+#else
+typedef struct v_iw { int8x16_t v[4]; } v_iw;
 #define V_INT8_START(offset_sum) ((void)(offset_sum), vi_zero())
-#define V_INT4_START(offset_sum) vi_set1(offset_sum)
+#define V_TO_IW(w) vreinterpretq_s8_u8(w)
 static inline v_iw v_load_int8(const uint8_t *p)
 {
     V_EACH(v_iw, vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(0x80))));
 }
+#endif
+#define V_INT4_START(offset_sum) vi_set1(offset_sum)
 static inline void v_load_int4(const uint8_t *p, v_iw *low, v_iw *high)
 {
     for (int i = 0; i < 4; i++) {
         uint8x16_t b = vld1q_u8(p + 16 * i);
-        low->v[i] = vreinterpretq_s8_u8(vandq_u8(b, vdupq_n_u8(15)));
-        high->v[i] = vreinterpretq_s8_u8(vshrq_n_u8(b, 4));
+        low->v[i] = V_TO_IW(vandq_u8(b, vdupq_n_u8(15)));
+        high->v[i] = V_TO_IW(vshrq_n_u8(b, 4));
     }
 }
 static inline v_ix v_load_ix(const uint8_t *p)
@@ -207,16 +216,18 @@ static inline v_ix v_load_ix(const uint8_t *p)
     memcpy(&x, p, sizeof x);
     return vreinterpretq_s8_s32(vdupq_n_s32(x));
 }
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define v_dot_quarter vusdotq_s32
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define v_dot_quarter vdotq_s32
+#else
 static inline int32x4_t v_dot_quarter(int32x4_t acc, int8x16_t w, int8x16_t x)
 {
-#if defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(acc, w, x);
-#else
     int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
     int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(w), vget_high_s8(x)));
     return vaddq_s32(acc, vpaddq_s32(low, high));
-#endif
 }
+#endif
 static inline vi v_dot_int8(vi acc, v_iw w, v_ix x) { V_EACH(vi, v_dot_quarter(acc.v[i], w.v[i], x)); }
 static inline vi v_dot_int4(vi acc, v_iw w, v_ix x) { return v_dot_int8(acc, w, x); }
 

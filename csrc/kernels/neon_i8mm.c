@@ -1,0 +1,13 @@
+/* neon_i8mm.c - the kernel table for AArch64 with i8mm (Neoverse V1, Apple M2, Graviton 3 and later), whose USDOT takes u8 weights as they are.
+ *
+ * Built with -march=armv8.2-a+dotprod+i8mm, -ffp-contract=off and -DOURO_HAVE_NEON_I8MM. It is neon.c with other flags: only
+ * the products of int8 and int4 differ, in vec_neon.h.
+ */
+#include "kernels/vec_neon.h"
+
+#include "kernels/blocks.h"
+#include "kernels/rows_body.h"
+
+#include "kernels/drive.h"
+
+const ouro_kernels ouro_kernels_neon_i8mm = V_TABLE("neon_i8mm");
