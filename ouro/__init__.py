@@ -27,16 +27,16 @@ from ouro.model import Model, load
 from ouro.trace import Trace
 
 if TYPE_CHECKING:
-    from ouro import measures, plots, probes, views
+    from ouro import measures, patching, plots, probes, views
 
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError", "ContextLengthError", "Engine", "EngineStats", "Generation", "Handle", "LabelledArray", "LabelledSet",
     "MemoryLimitError", "Model", "ModelConfig", "OuroError", "QueueFullError", "ReplayError", "Trace", "UnsupportedError",
-    "exits", "load", "measures", "plots", "probes", "views",
+    "exits", "load", "measures", "patching", "plots", "probes", "views",
 ]  # fmt: skip
 
-_ON_DEMAND = frozenset({"measures", "plots", "probes", "views"})  # imported when first asked for: `import ouro` stays light
+_ON_DEMAND = frozenset({"measures", "patching", "plots", "probes", "views"})  # imported when first asked for: `import ouro` stays light
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@
 #include "ouro_status.h"
 
 typedef struct module_state {
-    PyTypeObject *model_type, *engine_type, *plan_type;
+    PyTypeObject *model_type, *forks_type, *engine_type, *plan_type;
 } module_state;
 
 /* A model with its workspace. `lock` is held while the workspace computes: calls from several threads take turns. */
@@ -36,7 +36,7 @@ typedef struct plan_object {
     int n_layers, n_heads, n_kv_heads;   /* of the model it was made for */
 } plan_object;
 
-extern PyType_Spec ouro_model_spec, ouro_engine_spec, ouro_plan_spec;
+extern PyType_Spec ouro_model_spec, ouro_forks_spec, ouro_engine_spec, ouro_plan_spec;
 extern struct PyModuleDef ouro_core_module;
 
 /* Sets the exception that goes with a status (keeping one that is already set); returns NULL. */

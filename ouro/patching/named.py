@@ -1,0 +1,82 @@
+"""Sweeps under the names and with the arguments of `transformer_lens.patching`, with the step as a further leading axis.
+
+Each takes (model, corrupted_tokens, clean_cache, patching_metric). The metric is a function of logits [1, pos, d_vocab] as
+there, with `pos` the last position only (so `logits[0, -1]` is what it was); or whatever `sweep` takes. All of them return a
+LabelledArray and pass further arguments on to `sweep`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro.labelled import LabelledArray
+from ouro.patching.metric import Metric
+from ouro.patching.sweep import sweep
+
+if TYPE_CHECKING:
+    from ouro.cache import ActivationCache
+    from ouro.model import Model, Tokens
+
+
+def one_by_one(metric: Metric) -> Metric:
+    """A metric of one run's logits [1, pos, d_vocab] as one of many."""
+    if not callable(metric):
+        return metric
+    given: Callable[[Any], Any] = metric
+
+    def each(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.array([float(given(z[None])) for z in logits])
+
+    each.__qualname__ = getattr(metric, "__qualname__", str(metric))
+    return each
+
+
+Patch = Callable[..., LabelledArray]
+
+
+def _named(point: str, axes: tuple[str, ...], what: str) -> Patch:
+    def patch(
+        model: Model, corrupted_tokens: Tokens, clean_cache: ActivationCache, patching_metric: Metric, **arguments: Any
+    ) -> LabelledArray:
+        return sweep(model, clean_cache, corrupted_tokens, one_by_one(patching_metric), points=point, axes=axes, **arguments)
+
+    patch.__doc__ = f"Replace {what}: [{', '.join(axes)}]. Arguments as in `transformer_lens.patching`; see `sweep`."
+    return patch
+
+
+_BY_POSITION, _BY_HEAD = ("step", "layer", "pos"), ("step", "layer", "head")
+
+get_act_patch_resid_pre = _named("resid_pre", _BY_POSITION, "the residual stream before a layer")
+get_act_patch_resid_mid = _named("resid_mid", _BY_POSITION, "the residual stream between attention and feed-forward")
+get_act_patch_attn_out = _named("attn_out", _BY_POSITION, "what attention adds")
+get_act_patch_mlp_out = _named("mlp_out", _BY_POSITION, "what the feed-forward adds")
+get_act_patch_attn_head_out_by_pos = _named("z", ("step", "layer", "pos", "head"), "one head's output at one position")
+get_act_patch_attn_head_out_all_pos = _named("z", _BY_HEAD, "one head's output at all positions")
+get_act_patch_attn_head_q_all_pos = _named("q", _BY_HEAD, "one head's queries at all positions")
+get_act_patch_attn_head_k_all_pos = _named("k", _BY_HEAD, "one head's keys at all positions")
+get_act_patch_attn_head_v_all_pos = _named("v", _BY_HEAD, "one head's values at all positions")
+
+
+def get_act_patch_block_every(
+    model: Model, corrupted_tokens: Tokens, clean_cache: ActivationCache, patching_metric: Metric, **arguments: Any
+) -> LabelledArray:
+    """Residual stream, attention output and feed-forward output by position: [point, step, layer, pos]."""
+    points = ("resid_pre", "attn_out", "mlp_out")
+    return sweep(model, clean_cache, corrupted_tokens, one_by_one(patching_metric), points=points, axes=_BY_POSITION, **arguments)
+
+
+def get_act_patch_attn_head_all_pos_every(
+    model: Model, corrupted_tokens: Tokens, clean_cache: ActivationCache, patching_metric: Metric, **arguments: Any
+) -> LabelledArray:
+    """Each head's output, queries, keys and values at all positions: [point, step, layer, head].
+
+    With grouped heads keys and values have fewer heads than queries: then sweep them apart.
+    """
+    points = ("z", "q", "k", "v")
+    if model.config.n_heads != model.config.n_key_value_heads:
+        raise ValueError(f"keys and values have {model.config.n_key_value_heads} heads, queries {model.config.n_heads}: sweep them apart")
+    return sweep(model, clean_cache, corrupted_tokens, one_by_one(patching_metric), points=points, axes=_BY_HEAD, **arguments)

@@ -1,0 +1,71 @@
+"""Values of a sweep on disk: written as they come, so that a sweep that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WRITE_SECONDS = 5.0  # at most this much work is lost
+
+
+class ValueStore:
+    """An array that fills up, NaN where nothing is known yet.
+
+    Parameters
+    ----------
+    path
+        An .npz file, or None: then nothing is kept.
+    key
+        What the values are values of. A file with another key is refused.
+    size
+        Number of values.
+    """
+
+    def __init__(self, path: str | Path | None, key: dict[str, Any], size: int) -> None:
+        self.path = None if path is None else Path(path)
+        self._key = json.dumps(key, sort_keys=True)
+        self.values: NDArray[np.float64] = np.full(size, np.nan)
+        self.done: NDArray[np.bool_] = np.zeros(size, bool)
+        self._written = time.monotonic()
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                key, values, done = str(saved["key"]), saved["values"], saved["done"]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise ValueError(f"{path} is not a saved sweep: {error}") from None
+        if key != self._key:
+            raise ValueError(f"{path} holds another sweep: {key[:300]}; expected {self._key[:300]}")
+        if values.shape != self.values.shape or done.shape != self.done.shape:
+            raise ValueError(f"{path} holds {values.size} values, expected {self.values.size}")
+        self.values, self.done = values.astype(np.float64), done.astype(bool)
+
+    def put(self, at: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+        """Record values; written to disk now and then."""
+        self.values[at] = values
+        self.done[at] = True
+        if time.monotonic() - self._written > WRITE_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file; what stood there is replaced only when all of it is written."""
+        self._written = time.monotonic()
+        if self.path is None:
+            return
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as out:
+                np.savez(out, key=self._key, values=self.values, done=self.done)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,264 @@
+"""Sweeps: each variant has the bits of a whole run with the same replacement, agrees with the oracle, and costs less."""
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import load, reference
+from hook_oracle import HookOracle
+from paths import FIXTURES
+
+import ouro
+from ouro import _core, patching
+from ouro.hooks import point
+from ouro.patching import ForkSet, sweep
+from ouro.patching.forks import Fork
+
+pytestmark = pytest.mark.core
+SET = 2  # csrc/tap/plan.h
+POINTS = ["resid_pre", "ln1_normalized", "ln1_scale", "q", "k", "v", "rot_k", "z", "result", "attn_out", "resid_mid", "ln2_normalized",
+          "pre", "post", "mlp_out", "resid_post"]  # fmt: skip
+
+
+def pair(name, n=19):
+    ids = reference(name)["input_ids"]
+    return ids[0, :n].tolist(), ids[1, :n].tolist()
+
+
+def source_of(model, tokens, short, n_steps=None):
+    _, cache = model.run_with_cache(tokens, short, n_steps=n_steps, logits="none")
+    return np.asarray(cache.stack(short))[:, :, 0]
+
+
+def whole_run(model, tokens, short, fork, source, n_steps):
+    """The last states of a whole run with an edit that sets the same rows."""
+    p = point(short)
+    rows = source.reshape(*source.shape[:3], p.heads(model.config), -1)
+    steps, layers = list(range(fork.step0, fork.step1)), list(range(fork.layer0, fork.layer1))
+    heads = None if fork.head < 0 else [fork.head]
+    array = rows[np.ix_(steps, layers)][:, :, None]
+    array = np.ascontiguousarray(array if heads is None else array[..., heads, :])
+    positions = np.full((1, len(tokens)), -1, np.int32)
+    positions[0, fork.pos0 : fork.pos1] = np.arange(fork.pos0, fork.pos1)
+    plan = _core.Plan(model._core)
+    plan.edit(SET, p.core, steps, layers, heads, positions, array, 1.0, 0)
+    return model._core.trace([np.asarray(tokens, np.int32)], n_steps, 0, 256, plan, None)[0][-1, 0]
+
+
+def some_forks(model, n, n_steps, head):
+    """Single places at the corners, windows, ranges of positions."""
+    layers, found = model.config.n_layers, []
+    for step, layer, pos in itertools.product({0, n_steps - 1}, {0, layers - 1}, (0, n // 2, n - 1)):
+        found.append(Fork(step, step + 1, layer, layer + 1, pos, pos + 1, head))
+    found.append(Fork(0, n_steps, 0, layers, 1, 3, head))
+    found.append(Fork(0, 1, 0, layers, 0, n, head))
+    found.append(Fork(n_steps - 1, n_steps, layers - 1, layers, 0, n, head))
+    return found
+
+
+CASES = [("tiny-gqa-tied", "bfloat16", short) for short in POINTS] + [
+    (name, compute, short)
+    for name, compute in (("tiny-gqa-tied", "float32"), ("trained", "int8"))
+    for short in ("resid_pre", "v", "mlp_out")
+]
+
+
+@pytest.mark.parametrize(("name", "compute", "short"), CASES)
+def test_a_fork_has_the_bits_of_a_whole_run(name, compute, short):
+    model = load(name, compute)
+    clean, corrupted = pair(name)
+    steps = model.config.n_steps
+    source = source_of(model, clean, short)
+    for head in (-1, 1) if point(short).by_head else (-1,):
+        forks = some_forks(model, len(clean), steps, head)
+        found = ForkSet(model, corrupted).run(short, forks, source, list(range(len(clean))))
+        for fork, states in zip(forks, found, strict=True):
+            np.testing.assert_array_equal(states, whole_run(model, corrupted, short, fork, source, steps), err_msg=str(fork))
+
+
+@pytest.mark.parametrize("short", ["resid_pre", "z", "mlp_out"])
+def test_company_never_shows(short):
+    """Any number of lanes, any bound of memory, other threads, more than one block of positions, more steps than trained."""
+    clean, corrupted = (np.tile(ids, 4)[:70].tolist() for ids in pair("tiny-mha", 40))
+    model, steps = load("tiny-mha", "bfloat16"), 6
+    source = source_of(model, clean, short, steps)
+    forks = [Fork(s, s + 1, layer, layer + 1, p, p + 1) for s in (0, 3, 5) for layer in (0, 1) for p in (0, 63, 64, 69)]
+    at = [0, 63, 69]
+    whole = ForkSet(model, corrupted, n_steps=steps).run(short, forks, source, at)
+    alone = ForkSet(model, corrupted, n_steps=steps, max_lanes=1).run(short, forks, source, at)
+    other = load("tiny-mha", "bfloat16", threads=3)
+    tight = ForkSet(other, corrupted, n_steps=steps, max_lanes=100).run(short, forks, source, at, max_bytes=0)
+    np.testing.assert_array_equal(alone, whole)
+    np.testing.assert_array_equal(tight, whole)
+    again = ForkSet(model, corrupted, n_steps=steps)
+    np.testing.assert_array_equal(np.concatenate([again.run(short, [f], source, at) for f in forks[::-1]])[::-1], whole)
+
+
+def test_kernels_agree():
+    clean, corrupted = pair("tiny-gqa-tied")
+    found = []
+    for isa in ("scalar", "avx2", "avx512", "neon"):
+        try:
+            model = load("tiny-gqa-tied", "bfloat16", isa=isa)
+        except (RuntimeError, ValueError):
+            continue
+        forks = some_forks(model, len(clean), model.config.n_steps, -1)
+        found.append(ForkSet(model, corrupted).run("attn_out", forks, source_of(model, clean, "attn_out"), [-1 % len(clean)]))
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def test_sweep_against_the_oracle():
+    model, oracle = load("tiny-mha", "float32"), HookOracle(FIXTURES / "tiny-mha")
+    clean, corrupted = pair("tiny-mha", 7)
+    saved = oracle(clean)
+    found = sweep(model, clean, corrupted, lambda z: z[:, -1, 3] - z[:, -1, 9], points=["resid_pre", "attn_out"], progress=False)
+    assert found.dims == ("point", "step", "layer", "pos") and found.attrs["variants"] == 2 * 4 * 2 * 7
+    for name, step, layer, pos in [("resid_pre", 0, 0, 6), ("resid_pre", 2, 1, 3), ("attn_out", 1, 0, 2), ("attn_out", 3, 1, 6)]:
+        place = f"steps.{step}.blocks.{layer}.hook_{name}"
+
+        def edit(at, x, place=place, pos=pos):
+            if at != place:
+                return None
+            x = x.copy()
+            x[pos] = saved[place][pos]
+            return x
+
+        z = oracle(corrupted, edit=edit)["steps.3.unembed.hook_out"][-1]
+        assert abs(float(found.sel(point=name, step=step, layer=layer, pos=pos)) - (z[3] - z[9])) < 2e-3
+    assert abs(found.attrs["clean"] - np.subtract(*saved["steps.3.unembed.hook_out"][-1][[3, 9]])) < 2e-3
+    assert abs(found.attrs["corrupted"] - np.subtract(*oracle(corrupted)["steps.3.unembed.hook_out"][-1][[3, 9]])) < 2e-3
+
+
+def test_work_is_counted_and_small(tiny):
+    clean, corrupted = pair("trained", 32)
+    found = sweep(tiny, clean, corrupted, 5, progress=False)
+    steps, layers, n = found.shape
+    lane_layers = sum((n - p) * (steps * layers - (s * layers + i)) for s, i, p in itertools.product(*map(range, found.shape)))
+    assert found.attrs["forwards"] == pytest.approx(1 + lane_layers / (steps * layers * n))
+    assert found.attrs["forwards"] < 0.3 * found.attrs["variants"]
+
+
+def test_axes_windows_and_choices(tiny):
+    clean, corrupted = pair("trained", 12)
+    whole = sweep(tiny, clean, corrupted, (5, 6), progress=False)
+    some = sweep(tiny, clean, corrupted, (5, 6), axes=("pos", "step"), layers=None, steps=[-1, 0], positions=[3, -1], progress=False)
+    assert some.dims == ("pos", "step") and some.coords["step"].tolist() == [3, 0] and some.coords["pos"].tolist() == [3, 11]
+    one = sweep(tiny, clean, corrupted, (5, 6), layers=[2], positions=[3], steps=[1], progress=False)
+    np.testing.assert_array_equal(one.values, whole.values[1:2, 2:3, 3:4])
+    assert whole.coords["token"].tolist() == tiny.to_str_tokens(corrupted)
+    every = sweep(tiny, clean, corrupted, (5, 6), axes=("layer",), points="mlp_out", window=99, progress=False)
+    assert len(set(every.values.tolist())) == 1
+    heads = sweep(tiny, clean, corrupted, (5, 6), axes=("head", "step"), points="z", heads=[1, 3], progress=False)
+    assert heads.shape == (2, 4)
+
+
+def test_a_clean_first_input_gives_the_clean_run(tiny):
+    clean, corrupted = pair("trained", 12)
+    found = sweep(tiny, clean, corrupted, 5, axes=("step", "layer"), progress=False)
+    assert found.values[0, 0] == found.attrs["clean"] and found.values[-1, -1] == found.attrs["clean"]
+    itself = sweep(tiny, corrupted, corrupted, 5, progress=False)
+    assert (itself.values == itself.attrs["corrupted"]).all()
+
+
+def test_names_of_transformer_lens(tiny):
+    clean, corrupted = pair("trained", 9)
+    _, cache = tiny.run_with_cache(clean, ["resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v"])
+    seen = []
+
+    def metric(logits):
+        seen.append(logits.shape)
+        return logits[0, -1, 5]
+
+    every = patching.get_act_patch_block_every(tiny, corrupted, cache, metric, progress=False)
+    assert every.dims == ("point", "step", "layer", "pos") and set(seen) == {(1, 1, tiny.config.d_vocab)}
+    one = patching.get_act_patch_mlp_out(tiny, corrupted, cache, metric, progress=False)
+    np.testing.assert_array_equal(every.sel(point="mlp_out").values, one.values)
+    heads = patching.get_act_patch_attn_head_all_pos_every(tiny, corrupted, cache, metric, progress=False)
+    values = patching.get_act_patch_attn_head_v_all_pos(tiny, corrupted, cache, metric, progress=False)
+    np.testing.assert_array_equal(heads.sel(point="v").values, values.values)
+    by_pos = patching.get_act_patch_attn_head_out_by_pos(tiny, corrupted, cache, metric, steps=[0], layers=[1], progress=False)
+    assert by_pos.shape == (1, 1, 9, 4)
+
+
+def test_a_sweep_goes_on_where_it_was(tiny, tmp_path):
+    clean, corrupted, path = *pair("trained", 12), tmp_path / "sweep.npz"
+    whole, calls = sweep(tiny, clean, corrupted, lambda z: z[:, -1, 5], progress=False), []
+
+    def metric(z):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(len(z))
+        return z[:, -1, 5]
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tiny, clean, corrupted, metric, save_to=path, progress=False)
+    done = np.load(path)["done"].sum()
+    assert done == sum(calls) == 128
+    calls.clear()
+    calls.append(0)
+    calls.append(0)
+    found = sweep(tiny, clean, corrupted, metric, save_to=path, progress=False)
+    np.testing.assert_array_equal(found.values, whole.values)
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError, match="holds another sweep"):
+        sweep(tiny, clean, corrupted, metric, points="attn_out", save_to=path, progress=False)
+    path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="not a saved sweep"):
+        sweep(tiny, clean, corrupted, metric, save_to=path, progress=False)
+
+
+def test_attribution_adds_up():
+    for name in ("tiny-mha", "tiny-gqa-tied"):
+        model = load(name, "float32")
+        parts = patching.logit_attribution(model, pair(name)[0], 3, 9)
+        assert parts.attrs["total"] == pytest.approx(parts.attrs["logit"], abs=2e-4)
+        np.testing.assert_allclose(parts["head"].values.sum(-1), parts["attn"].values, atol=1e-4)
+        early = patching.logit_attribution(model, pair(name)[0], 3, at=4, n_steps=2)
+        assert early.attrs["total"] == pytest.approx(early.attrs["logit"], abs=2e-4) and early["head"].shape[0] == 2
+
+
+def test_causal_tracing(tiny):
+    prompt = "Ann is the boss of Bob. Who is the boss of Bob?"
+    found = patching.causal_trace(tiny, prompt, " Ann", subject="Ann", samples=3, positions=[0, -1], progress=False)
+    assert found["restored"].dims == ("step", "layer", "pos") and found.attrs["subject"] == [0]
+    # clean states of the only noised position, put back before anything else has read them, give the clean run
+    place = {"positions": [0], "steps": [0], "layers": [0]}
+    first = patching.causal_trace(tiny, prompt, " Ann", subject=[0], samples=2, point="resid_pre", **place, progress=False)
+    assert float(first["restored"].values[0, 0, 0]) == pytest.approx(first.attrs["clean"])
+    again = patching.causal_trace(tiny, prompt, " Ann", subject="Ann", samples=3, positions=[0, -1], progress=False)
+    np.testing.assert_array_equal(found["effect"].values, again["effect"].values)
+    with pytest.raises(ValueError, match="does not stand in the prompt"):
+        patching.causal_trace(tiny, prompt, " Ann", subject="Zed")
+
+
+def test_wrong_arguments(tiny):
+    clean, corrupted = pair("trained", 8)
+    with pytest.raises(ValueError, match="same length"):
+        sweep(tiny, clean[:-1], corrupted, 5)
+    with pytest.raises(ValueError, match="axes are"):
+        sweep(tiny, clean, corrupted, 5, axes=("step", "stop"))
+    with pytest.raises(ValueError, match="no axis 'head'"):
+        sweep(tiny, clean, corrupted, 5, axes=("head",))
+    with pytest.raises(ValueError, match="square"):
+        sweep(tiny, clean, corrupted, 5, points="pattern")
+    with pytest.raises(KeyError, match="resid_pre"):
+        sweep(tiny, clean, corrupted, 5, points="resid_pro")
+    with pytest.raises(IndexError, match="layer 4"):
+        sweep(tiny, clean, corrupted, 5, layers=[4])
+    with pytest.raises(ValueError, match="metric returned shape"):
+        sweep(tiny, clean, corrupted, lambda z: z, progress=False)
+    with pytest.raises(ValueError, match="expected one; a leading space"):
+        sweep(tiny, clean, corrupted, "two words here", progress=False)
+    forks = ForkSet(tiny, corrupted)
+    source = source_of(tiny, clean, "resid_pre")
+    with pytest.raises(ValueError, match=r"fork 0: steps 0\.\.9"):
+        forks.run("resid_pre", [Fork(0, 9, 0, 1, 0, 1)], source, [0])
+    with pytest.raises(ValueError, match="position 8"):
+        forks.run("resid_pre", [Fork(0, 1, 0, 1, 0, 1)], source, [8])
+    with pytest.raises(ValueError, match="the source is"):
+        forks.run("resid_pre", [Fork(0, 1, 0, 1, 0, 1)], source[:2], [0])
+    with pytest.raises(ValueError, match="embeddings have shape"):
+        ForkSet(tiny, corrupted, embeddings=np.zeros((3, 3)))
+    with pytest.raises(ouro.ContextLengthError):
+        ForkSet(load("tiny-one-step"), [1] * 100_000)
