@@ -9,7 +9,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ouro import exits
+from ouro import edits, exits
+from ouro.cache import ActivationCache
 from ouro.config import ModelConfig
 from ouro.engine import Engine, EngineStats, Handle
 from ouro.errors import (
@@ -23,6 +24,7 @@ from ouro.errors import (
 )
 from ouro.generation import Generation
 from ouro.labelled import LabelledArray, LabelledSet
+from ouro.loop import LoopProgram
 from ouro.model import Model, load
 from ouro.trace import Trace
 
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CheckpointError", "ContextLengthError", "Engine", "EngineStats", "Generation", "Handle", "LabelledArray", "LabelledSet",
-    "MemoryLimitError", "Model", "ModelConfig", "OuroError", "QueueFullError", "ReplayError", "Trace", "UnsupportedError",
-    "exits", "load", "measures", "patching", "plots", "probes", "views",
+    "ActivationCache", "CheckpointError", "ContextLengthError", "Engine", "EngineStats", "Generation", "Handle", "LabelledArray",
+    "LabelledSet", "LoopProgram", "MemoryLimitError", "Model", "ModelConfig", "OuroError", "QueueFullError", "ReplayError", "Trace",
+    "UnsupportedError", "edits", "exits", "load", "measures", "patching", "plots", "probes",
+    "views",
 ]  # fmt: skip
 
 _ON_DEMAND = frozenset({"measures", "patching", "plots", "probes", "views"})  # imported when first asked for: `import ouro` stays light

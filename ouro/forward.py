@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from ouro import _core
 from ouro.cache import ActivationCache
 from ouro.capture import ATTENTION_BUFFER, Block, CapturePlan, StopAt
+from ouro.edits import Edit, FwdHooks, Target, add_hooks
 from ouro.errors import ContextLengthError
+from ouro.hooks import HookNames
+from ouro.loop import LoopProgram, Turn
 from ouro.trace import Trace, exit_distribution, sigmoid
 
 if TYPE_CHECKING:
     from ouro.model import Model
 
 LOGITS = {"none": 0, "last": 1, "all": 2}
-Turn = tuple[int, Sequence[int], bool]  # step it counts as, layers in order, whether the step ends with it
 
 
 @dataclass(eq=False)
@@ -32,6 +34,8 @@ class Forward:
     logits: str = "last"
     max_lanes: int = 256
     capture: CapturePlan | None = None
+    edits: Sequence[Edit] = ()
+    hooks: FwdHooks = ()
     turns: list[Turn] | None = None
     arrays: list[NDArray[Any]] = field(default_factory=list)
 
@@ -53,29 +57,50 @@ class Forward:
         """Tokens of the longest sequence."""
         return max(self.lengths)
 
+    def follow(self, program: LoopProgram) -> None:
+        """Run a program instead of the plain loop."""
+        self.turns = program.turns(self.n_steps, self.model.config.n_layers)
+        self.edits = [*program.edits(self.n_steps), *self.edits]
+
     def stop(self, at: StopAt) -> None:
         """End behind layer `at[1]` of step `at[0]`."""
+        if self.turns is not None:
+            raise ValueError("stop_at and program contradict each other")
         every = range(self.model.config.n_layers)
         self.turns = [*((t, every, True) for t in range(at[0])), (at[0], range(at[1] + 1), False)]
         self.n_steps, self.logits = at[0] + 1, "none"
 
     def _lanes(self, attention: bool) -> int:
-        """Positions of a pass; fewer where their scores and patterns would take much memory."""
+        """Positions of a pass; fewer where their scores and patterns would take much memory, all where Python hooks meet."""
+        if self.hooks:
+            return sum(self.lengths)
         if not attention:
             return self.max_lanes
         padded = -(-self.longest // 64) * 64
         return max(1, min(self.max_lanes, ATTENTION_BUFFER // (8 * self.model.config.n_heads * padded)))
 
-    def run(self) -> Trace:
-        """Compute."""
-        plan, attention = None, False
+    def _plan(self) -> _core.Plan | None:
+        if not (self.capture or self.edits or self.hooks):
+            return None
+        plan, names = _core.Plan(self.model._core), HookNames(self.model.config, self.n_steps)
+        target = Target(names, self.lengths, self.lengths)
+        for edit in self.edits:
+            if not isinstance(edit, Edit):
+                raise TypeError(f"an edit is made by a class of ouro.edits, got {edit!r}")
+            edit.add_to(plan, target)
+        add_hooks(plan, names, self.hooks)
         if self.capture:
-            plan, attention = _core.Plan(self.model._core), self.capture.looks_at_attention
             blank = len(set(self.lengths)) > 1 or (self.capture.positions < 0).any() or self.turns is not None
             self.arrays = self.capture.allocate(blank=bool(blank))
             self.capture.add_to(plan, self.arrays)
+        return plan
+
+    def run(self) -> Trace:
+        """Compute."""
+        attention = bool(self.edits) or (self.capture is not None and self.capture.looks_at_attention)
         ids = [np.asarray(s, np.int32) for s in self.sequences]
-        states, gate, z = self.model._core.trace(ids, self.n_steps, LOGITS[self.logits], self._lanes(attention), plan, self.turns)
+        plan, lanes = self._plan(), self._lanes(attention)
+        states, gate, z = self.model._core.trace(ids, self.n_steps, LOGITS[self.logits], lanes, plan, self.turns)
         return Trace(states, gate, z, np.array(self.lengths), self.sequences, self.model)
 
     def cache(self, trace: Trace) -> ActivationCache:

@@ -162,7 +162,7 @@ class HookNames:
     >>> names.select("blocks.3.hook_z")
     Traceback (most recent call last):
     ...
-    KeyError: "no hook point is called 'blocks.3.hook_z'; near: blocks.3.attn.hook_z, blocks.2.attn.hook_z, blocks.1.attn.hook_z, z"
+    KeyError: "no hook point is called 'blocks.3.hook_z'; near: blocks.3.attn.hook_z, blocks.3.attn.hook_v, blocks.3.attn.hook_q, z"
     """
 
     config: ModelConfig

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -16,6 +18,7 @@ from ouro.capture import CaptureDtype, CapturePlan, Positions, StopAt
 from ouro.chat import ChatTemplate, Message
 from ouro.checkpoint.schema import core_tensor, expected_shapes
 from ouro.config import ModelConfig
+from ouro.edits import Edit, FwdHooks, HookFunction
 from ouro.engine import MAX_LANES, Engine
 from ouro.forward import Forward
 from ouro.generation import (
@@ -29,6 +32,7 @@ from ouro.generation import (
 from ouro.hooks import Filter
 from ouro.hub import resolve
 from ouro.loading import USUAL_HEAD, Compute, Format, KVDtype, Part, load_core
+from ouro.loop import LoopProgram
 from ouro.packed import save_packed
 from ouro.tokenizer import Tokenizer, check_ids
 from ouro.trace import Trace
@@ -66,6 +70,7 @@ class Model:
         self.load_seconds = load_seconds
         self.tokenizer = Tokenizer.from_directory(path)
         self._chat_template: ChatTemplate | None = None
+        self._hooks: ContextVar[tuple[tuple[Filter, HookFunction], ...]] = ContextVar("hooks", default=())
 
     def __repr__(self) -> str:
         c = self.config
@@ -123,8 +128,9 @@ class Model:
     # -- trace -----------------------------------------------------------------------------------------------------
 
     def trace(
-        self, x: Batch, *, n_steps: int | None = None, logits: Literal["last", "all", "none"] = "last", max_lanes: int = MAX_LANES
-    ) -> Trace:
+        self, x: Batch, *, n_steps: int | None = None, logits: Literal["last", "all", "none"] = "last", max_lanes: int = MAX_LANES,
+        edits: Sequence[Edit] = (), program: LoopProgram | None = None,
+    ) -> Trace:  # fmt: skip
         """One forward, everything by step.
 
         Parameters
@@ -138,17 +144,28 @@ class Model:
             Keep readouts of the last step, of all steps, or none. Entropies and top tokens need none kept.
         max_lanes
             Positions that share a pass; changes memory and speed, never a result.
+        edits
+            Changes made on the way, in this order (`ouro.edits`).
+        program
+            Another order of steps and layers (`ouro.LoopProgram`).
 
         Raises
         ------
         ContextLengthError, MemoryLimitError
             With the numbers, before anything is computed.
         """
-        return self._forward(x, n_steps=n_steps, logits=logits, max_lanes=max_lanes).run()
+        return self._forward(x, n_steps, logits, max_lanes, edits, program).run()
 
-    def _forward(self, x: Batch, *, n_steps: int | None, logits: str, max_lanes: int = MAX_LANES) -> Forward:
+    def _forward(
+        self, x: Batch, n_steps: int | None, logits: str, max_lanes: int, edits: Sequence[Edit], program: LoopProgram | None,
+        fwd_hooks: FwdHooks = (),
+    ) -> Forward:  # fmt: skip
         steps = self.config.n_steps if n_steps is None else n_steps
-        return Forward(self, self._many(x)[0], steps, logits, max_lanes)
+        hooks = [*self._hooks.get(), *fwd_hooks]
+        run = Forward(self, self._many(x)[0], steps, logits, max_lanes, edits=edits, hooks=hooks)
+        if program is not None:
+            run.follow(program)
+        return run
 
     # -- the microscope ------------------------------------------------------------------------------------------------
 
@@ -179,7 +196,8 @@ class Model:
     def run_with_cache(
         self, x: Batch, names_filter: Filter | None = None, *, pos: Positions = None, steps: Iterable[int] | None = None,
         dtype: CaptureDtype = "float32", n_steps: int | None = None, stop_at: StopAt | None = None, max_bytes: int | None = None,
-        logits: Literal["last", "all", "none"] = "last", max_lanes: int = MAX_LANES,
+        logits: Literal["last", "all", "none"] = "last", max_lanes: int = MAX_LANES, edits: Sequence[Edit] = (),
+        program: LoopProgram | None = None,
     ) -> tuple[NDArray[np.float32] | None, ActivationCache]:  # fmt: skip
         """One forward that keeps activations. Looking never changes a result: states and logits have the bits of `trace`.
 
@@ -196,8 +214,8 @@ class Model:
             Steps to keep.
         dtype
             "bfloat16" takes half the memory; the cache still gives float32.
-        n_steps, logits, max_lanes
-            As for `trace`.
+        n_steps, logits, max_lanes, edits, program
+            As for `trace`. The cache holds what the model went on with, edits included.
         stop_at
             (step, layer): end behind this layer; there are no logits then.
         max_bytes
@@ -225,13 +243,53 @@ class Model:
         """
         plan = self.plan(x, names_filter, pos=pos, steps=steps, dtype=dtype, n_steps=n_steps, stop_at=stop_at)
         plan.check(max_bytes)
-        run = self._forward(x, n_steps=n_steps, logits=logits, max_lanes=max_lanes)
+        run = self._forward(x, n_steps, logits, max_lanes, edits, program)
         run.capture = plan
         if stop_at is not None:
             run.stop(stop_at)
         trace = run.run()
         z = trace.logits
         return (z if z is None or logits == "all" else z[0]), run.cache(trace)
+
+    def run_with_hooks(
+        self, x: Batch, fwd_hooks: FwdHooks, *, n_steps: int | None = None, logits: Literal["last", "all"] = "last",
+        edits: Sequence[Edit] = (), program: LoopProgram | None = None,
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """One forward with Python functions called on the way.
+
+        Parameters
+        ----------
+        fwd_hooks
+            Pairs (filter, function). `function(array, hook)` gets `[batch, pos, ...]` of one step and layer (scores and
+            patterns `[batch, head, dest_pos, src_pos]`), NaN where a sequence is shorter, with `hook.name, .step, .layer, .pos`.
+            What it returns, or what it leaves in the array when it returns None, is what the model goes on with. Hooks at one
+            point run in order, after edits; captures see their result. What a function raises comes out of this call.
+
+        Returns
+        -------
+        logits : array [batch, pos, d_vocab], or [step, batch, pos, d_vocab] with logits="all"
+
+        Examples
+        --------
+        >>> import ouro
+        >>> model = ouro.load("ouro-tiny")
+        >>> def no_attention(x, hook):
+        ...     return 0 * x
+        >>> model.run_with_hooks("One day", [("steps.3.blocks.*.hook_attn_out", no_attention)]).shape
+        (1, 3, 896)
+        """
+        z = self._forward(x, n_steps, logits, MAX_LANES, edits, program, fwd_hooks).run().logits
+        assert z is not None
+        return z if logits == "all" else z[0]
+
+    @contextmanager
+    def hooks(self, fwd_hooks: FwdHooks) -> Iterator[Model]:
+        """`with model.hooks([(filter, function)]):` every forward inside calls the functions (see `run_with_hooks`)."""
+        before = self._hooks.set((*self._hooks.get(), *fwd_hooks))
+        try:
+            yield self
+        finally:
+            self._hooks.reset(before)
 
     # -- generation --------------------------------------------------------------------------------------------------
 

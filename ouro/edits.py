@@ -1,0 +1,341 @@
+"""Changes to a run. Declarative edits are carried out by the core; Python hooks see the arrays themselves.
+
+An edit says where (a filter of `ouro.hooks`, then steps, layers, heads, positions) and what. Edits combine: they are applied at
+each point in the order of the list. An edit is a function of the row it changes and of where that row is, so the result has one
+answer as everything else: the same bits in any batch, chunk, schedule, or under speculation.
+
+>>> import numpy as np, ouro
+>>> model = ouro.load("ouro-tiny")
+>>> steer = ouro.edits.Add("resid_post", np.ones(128), scale=0.5, layers=[2], steps=[1, 2, 3], pos=-1)
+>>> plain, steered = model.trace("One day"), model.trace("One day", edits=[steer])
+>>> (plain.states[0] == steered.states[0]).all(), (plain.states[1, 0, -1] == steered.states[1, 0, -1]).all()
+(np.True_, np.False_)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ouro import _core
+from ouro.cache import ActivationCache
+from ouro.capture import Positions, core_view, positions_of
+from ouro.hooks import Filter, HookNames, Point, rectangles
+
+ADD, SET, SCALE, PROJECT, NOISE = 1, 2, 3, 4, 5  # csrc/tap/plan.h
+
+
+@dataclass(frozen=True)
+class Target:
+    """What edits are compiled for: the names of a run, and its sequences.
+
+    `lengths` are what negative positions count from; `room` how long each sequence may become (the same for a trace).
+    """
+
+    names: HookNames
+    lengths: list[int]
+    room: list[int]
+
+    def positions(self, pos: Positions) -> NDArray[np.int32] | None:
+        """Map [batch, longest]: 0 where an edit applies, -1 elsewhere; None when everywhere."""
+        if pos is None:
+            return None
+        to = np.full((len(self.lengths), max(self.room)), -1, np.int32)
+        for row, (n, room) in enumerate(zip(self.lengths, self.room, strict=True)):
+            to[row, self._one(pos, n, room)] = 0
+        return to
+
+    @staticmethod
+    def _one(pos: Positions, length: int, room: int) -> list[int]:
+        if isinstance(pos, slice):
+            start, stop = (None if i is None else i + length if i < 0 else i for i in (pos.start, pos.stop))
+            return list(range(room))[max(start, 0) if start is not None else None : max(stop, 0) if stop is not None else None : pos.step]
+        wanted: Sequence[int] = [pos] if isinstance(pos, (int, np.integer)) else list(pos or ())
+        return positions_of([i + length if -length <= i < 0 else i for i in wanted if i >= -length], room)
+
+
+def _rows(value: ArrayLike, p: Point, names: HookNames, heads: Sequence[int] | None) -> NDArray[np.float32]:
+    """A value as [1, 1, 1, 1, heads or 1, columns or 1]."""
+    a = np.ascontiguousarray(value, np.float32)
+    columns, n_heads = p.columns(names.config, 0), p.heads(names.config) if heads is None else len(heads)
+    allowed: list[tuple[int, ...]] = [(), (1,)]
+    if not p.square:
+        allowed += [(columns,)] + ([(n_heads, columns)] if p.by_head else [])
+    if a.shape not in allowed:
+        raise ValueError(f"value for {p.short} has shape {a.shape}, expected {' or '.join(map(str, allowed))}")
+    return a.reshape((1, 1, 1, 1, a.shape[0] if a.ndim == 2 else 1, a.shape[-1] if a.ndim else 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """Where an edit applies: all steps, layers, heads and positions unless told otherwise; negative numbers count from the end.
+
+    In `generate` negative positions count from the end of the prompt, and an open slice goes on with the new tokens.
+    """
+
+    steps: Iterable[int] | None = None
+    layers: Iterable[int] | None = None
+    heads: Sequence[int] | None = None
+    pos: Positions = None
+
+    def _where(self) -> Filter:
+        raise NotImplementedError
+
+    def _places(self, target: Target) -> Iterator[tuple[Point, tuple[int, ...], tuple[int, ...]]]:
+        """The points, and for each the steps and layers, that the edit is for."""
+        names, keep = target.names, None
+        if self.layers is not None:
+            n = names.config.n_layers
+            for layer in self.layers:
+                if not -n <= layer < n:
+                    raise IndexError(f"layer is {layer}, expected {-n} to {n - 1}")
+            keep = {layer % n for layer in self.layers}
+        for p, places in names.select(self._where(), self.steps).items():
+            if p.core < 0:
+                raise ValueError(f"{p.short} follows from the gate's logits and can not be changed: edit gate_logit")
+            if keep is not None and p.of != "layer":
+                raise ValueError(f"{p.short} is not of a layer")
+            if self.heads is not None and not p.by_head:
+                raise ValueError(f"{p.short} has no heads")
+            chosen = {at for at in places if keep is None or at[1] in keep}
+            for steps, layers in rectangles(chosen):
+                yield p, (0,) if p.of == "run" else steps, layers if p.of == "layer" else ()
+
+    def _heads(self, p: Point, names: HookNames) -> list[int] | None:
+        if self.heads is None:
+            return None
+        n = p.heads(names.config)
+        for h in self.heads:
+            if not -n <= h < n:
+                raise IndexError(f"head is {h}, expected {-n} to {n - 1}")
+        return [h % n for h in self.heads]
+
+    def _set(
+        self, plan: _core.Plan, p: Point, steps: tuple[int, ...], layers: tuple[int, ...], positions: NDArray[np.int32] | None,
+        rows: NDArray[np.float32], target: Target,
+    ) -> None:  # fmt: skip
+        """Rows [step, layer, batch, pos, head, columns] in place of what is there."""
+        heads = self._heads(p, target.names)
+        chosen = rows if heads is None else np.ascontiguousarray(rows[:, :, :, :, heads])
+        plan.edit(SET, p.core, steps, layers, heads, positions, chosen, 1.0, 0)
+
+    def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
+        """Kind, rows, scale and seed."""
+        raise NotImplementedError
+
+    def add_to(self, plan: _core.Plan, target: Target) -> None:
+        """Compile into a plan."""
+        positions = target.positions(self.pos)
+        for p, steps, layers in self._places(target):
+            kind, rows, scale, seed = self._change(p, target)
+            plan.edit(kind, p.core, steps, layers, self._heads(p, target.names), positions, rows, scale, seed)
+
+
+@dataclass(frozen=True)
+class Add(Edit):
+    """`x + scale * vector`; the vector is a number, [columns] or, for points with heads, [heads, columns]."""
+
+    where: Filter
+    vector: ArrayLike
+    scale: float = 1.0
+
+    def _where(self) -> Filter:
+        return self.where
+
+    def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
+        return ADD, _rows(self.vector, p, target.names, self.heads), self.scale, 0
+
+
+@dataclass(frozen=True)
+class Set(Edit):
+    """`value` in place of x; shapes as for `Add`."""
+
+    where: Filter
+    value: ArrayLike
+
+    def _where(self) -> Filter:
+        return self.where
+
+    def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
+        return SET, _rows(self.value, p, target.names, self.heads), 1.0, 0
+
+
+@dataclass(frozen=True)
+class Scale(Edit):
+    """`scale * x`."""
+
+    where: Filter
+    scale: float
+
+    def _where(self) -> Filter:
+        return self.where
+
+    def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
+        return SCALE, None, self.scale, 0
+
+
+@dataclass(frozen=True)
+class ProjectOut(Edit):
+    """`x - scale * (x . u) u` with u the direction at length 1: what x has along the direction is removed."""
+
+    where: Filter
+    direction: ArrayLike
+    scale: float = 1.0
+
+    def _where(self) -> Filter:
+        return self.where
+
+    def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
+        u = np.asarray(self.direction, np.float64)
+        length = np.linalg.norm(u, axis=-1, keepdims=True)
+        if p.square or u.ndim < 1 or not (np.isfinite(length) & (length > 0)).all():
+            raise ValueError(f"a direction at {p.short} must be a vector of finite length above 0")
+        return PROJECT, _rows((u / length).astype(np.float32), p, target.names, self.heads), self.scale, 0
+
+
+@dataclass(frozen=True)
+class Noise(Edit):
+    """`x + std * n`, n standard normal: a function of (seed, point, step, layer, pos, head, column), the same in every row of a
+    batch."""
+
+    where: Filter
+    std: float
+    seed: int = 0
+
+    def _where(self) -> Filter:
+        return self.where
+
+    def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
+        return NOISE, None, self.std, self.seed
+
+
+@dataclass(frozen=True)
+class ZeroHead(Edit):
+    """What the heads read is zero: `attn.hook_z` of the heads times 0."""
+
+    def _where(self) -> Filter:
+        return "z"
+
+    def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
+        if self.heads is None:
+            raise ValueError("ZeroHead needs heads=[...]")
+        return SCALE, None, 0.0, 0
+
+
+def _from_cache(cache: ActivationCache, p: Point, steps: tuple[int, ...], layers: tuple[int, ...]) -> NDArray[np.float32]:
+    """Rows of a cache as [step, layer, batch, pos, head, columns]."""
+    if p.of == "run":
+        return core_view(np.ascontiguousarray(cache[p.short]), p)
+    a = cache.sel(p.short, step=list(steps), layer=list(layers) if p.of == "layer" else None)
+    return core_view(np.ascontiguousarray(a), p)
+
+
+@dataclass(frozen=True)
+class Swap(Edit):
+    """What another run had at the same places, from its cache.
+
+    Positions are those of the cache (or the part of them that `pos` picks). A cache of one sequence serves every row of a
+    batch. Places that the cache lacks are an error.
+    """
+
+    where: Filter
+    cache: ActivationCache
+
+    def _where(self) -> Filter:
+        return self.where
+
+    def add_to(self, plan: _core.Plan, target: Target) -> None:
+        """Compile into a plan."""
+        have, allowed = self.cache.positions, target.positions(self.pos)
+        if len(have) not in (1, len(target.lengths)):
+            raise ValueError(f"the cache has {len(have)} sequences, expected 1 or {len(target.lengths)}")
+        to = np.full((len(target.lengths), max(target.room)), -1, np.int32)
+        for row in range(len(to)):
+            for i, q in enumerate(have[row if len(have) > 1 else 0]):
+                if 0 <= q < to.shape[1] and (allowed is None or allowed[row, q] >= 0):
+                    to[row, q] = i
+        for p, steps, layers in self._places(target):
+            rows = _from_cache(self.cache, p, steps, layers)
+            self._set(plan, p, steps, layers, to, rows, target)
+
+
+@dataclass(frozen=True)
+class MeanAblate(Edit):
+    """The mean over sequences and positions of a cache, in place of x, at each step, layer and head."""
+
+    where: Filter
+    cache: ActivationCache
+
+    def _where(self) -> Filter:
+        return self.where
+
+    def add_to(self, plan: _core.Plan, target: Target) -> None:
+        """Compile into a plan."""
+        positions = target.positions(self.pos)
+        for p, steps, layers in self._places(target):
+            if p.square:
+                raise ValueError(f"{p.short} has no mean over positions: rows differ in length")
+            rows = _from_cache(self.cache, p, steps, layers)
+            mean = np.asarray(np.nanmean(rows, axis=(2, 3), keepdims=True, dtype=np.float64), np.float32)
+            self._set(plan, p, steps, layers, positions, mean, target)
+
+
+# -- Python hooks ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """Where a hook is called.
+
+    Attributes
+    ----------
+    name : str
+        Full name.
+    step, layer : int
+        -1 where the point has none.
+    pos : array [pos]
+        Positions along the array's pos axis (of the longest sequence).
+    """
+
+    name: str
+    step: int
+    layer: int
+    pos: NDArray[np.int64] = field(repr=False)
+
+
+HookFunction = Callable[[NDArray[np.float32], HookPoint], ArrayLike | None]
+FwdHooks = Sequence[tuple[Filter, HookFunction]]
+
+
+def _bridge(p: Point, fn: HookFunction) -> Callable[[NDArray[np.float32], int, int, int, NDArray[np.int64]], NDArray[np.float32] | None]:
+    """A hook as the core calls it: [row, pos, head, columns] there, the point's own axes here."""
+
+    def call(rows: NDArray[np.float32], _: int, step: int, layer: int, pos: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        view = rows.transpose(0, 2, 1, 3) if p.square else rows if p.by_head else rows[:, :, 0] if p.dims else rows[:, :, 0, 0]
+        at = HookPoint(p.name(step, layer), -1 if p.of == "run" else step, layer, pos)
+        result = fn(view, at)
+        if result is None:
+            return None
+        new = np.asarray(result, np.float32)
+        if new.shape != view.shape:
+            raise ValueError(f"the hook at {at.name} returned shape {new.shape}, expected {view.shape}")
+        return np.ascontiguousarray(new.transpose(0, 2, 1, 3)) if p.square else new.reshape(rows.shape)
+
+    return call
+
+
+def add_hooks(plan: _core.Plan, names: HookNames, fwd_hooks: FwdHooks) -> None:
+    """Compile Python hooks into a plan."""
+    for where, fn in fwd_hooks:
+        if not callable(fn):
+            raise TypeError(f"a hook is (filter, function), got {fn!r}")
+        for p, places in names.select(where).items():
+            if p.core < 0:
+                if callable(where) or any(c in str(where) for c in "*?["):
+                    continue
+                raise ValueError(f"{p.short} follows from the gate's logits and is not hooked: hook gate_logit")
+            for steps, layers in rectangles(places):
+                plan.call(p.core, (0,) if p.of == "run" else steps, layers if p.of == "layer" else (), _bridge(p, fn))

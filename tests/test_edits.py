@@ -1,0 +1,305 @@
+"""Changing: every kind of edit, hooks and loop surgery against the oracle; one answer; errors leave the model usable."""
+
+import numpy as np
+import pytest
+from conftest import load, reference
+from hook_oracle import HookOracle
+from paths import FIXTURES
+
+import ouro
+from ouro.edits import Add, MeanAblate, Noise, ProjectOut, Scale, Set, Swap, ZeroHead
+from ouro.hooks import POINTS
+
+pytestmark = pytest.mark.core
+NAME = "tiny-gqa-tied"  # 3 layers, 3 steps, 6 heads on 2, d_model 96
+N = 13
+RNG = np.random.default_rng(0)
+VECTOR = RNG.normal(size=96).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return HookOracle(FIXTURES / NAME)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return reference(NAME)["input_ids"][:2, :N]
+
+
+def agrees(oracle, ids, change, **arguments):
+    """Every point of the edited run is what the oracle says when `change(name, x)` edits it."""
+    model, turns = load(NAME, "float32"), arguments.pop("turns", None)
+    _, cache = model.run_with_cache(ids, "*", logits="all", **arguments)
+    for row in range(len(ids)):
+        for name, value in oracle(ids[row], edit=change, turns=turns).items():
+            np.testing.assert_allclose(cache[name][row], value, rtol=1e-3, atol=1e-3, err_msg=name)
+    return cache
+
+
+def at(pattern):
+    """Names that end so, at any step."""
+    return lambda name: name.endswith(pattern)
+
+
+def test_add_set_scale(oracle, ids):
+    def change(name, x):
+        if name.endswith("blocks.1.hook_resid_mid") and not name.startswith("steps.0"):
+            x = x.copy()
+            x[[2, N - 1]] += 0.5 * VECTOR
+            return x
+        if name == "steps.0.blocks.2.attn.hook_z":
+            x = x.copy()
+            x[:, [1, 5]] *= 3
+            return x
+        if name == "steps.2.hook_resid_pre":
+            x = x.copy()
+            x[4:] = VECTOR
+            return x
+        return 2 * x + 1 if name == "steps.1.exit_gate.hook_logit" else None
+
+    agrees(oracle, ids, change, edits=[
+        Add("resid_mid", VECTOR, 0.5, layers=[1], steps=[1, 2], pos=[2, -1]), Scale("z", 3.0, layers=[-1], heads=[1, -1], steps=[0]),
+        Set("steps.2.hook_resid_pre", VECTOR, pos=slice(4, None)), Scale("gate_logit", 2.0, steps=[1]), Add("gate_logit", 1.0, steps=[1]),
+    ])  # fmt: skip
+
+
+def test_project_and_zero(oracle, ids):
+    u = VECTOR / np.linalg.norm(VECTOR)
+
+    def change(name, x):
+        if name.endswith("hook_mlp_out"):
+            return x - (x @ u)[:, None] * u
+        if name.endswith("blocks.0.attn.hook_z"):
+            x = x.copy()
+            x[:, 3] = 0
+            return x
+        return None
+
+    agrees(oracle, ids, change, edits=[ProjectOut("mlp_out", 7 * VECTOR), ZeroHead(layers=[0], heads=[3])])
+
+
+INSIDE = [p for p in POINTS if p.core >= 0 and not p.square]
+
+
+@pytest.mark.parametrize("p", INSIDE, ids=[p.short for p in INSIDE])
+def test_every_point_can_be_edited(oracle, ids, p):
+    """Scaled by 1.25 at step 1, layer 1 (or where it exists): everything behind follows."""
+    name = p.name(1, 1)
+    cache = agrees(oracle, ids, lambda n, x: 1.25 * x if n == name else None, edits=[Scale(name, 1.25)])
+    assert name in cache
+
+
+def test_scores_and_patterns(oracle, ids):
+    def change(name, x):
+        if name == "steps.1.blocks.1.attn.hook_attn_scores":
+            return np.where(np.isfinite(x), x * 0.5, x)
+        return x * np.array([1, 1, 0, 1, 2, 1])[:, None, None] if name == "steps.2.blocks.0.attn.hook_pattern" else None
+
+    agrees(oracle, ids, change, edits=[
+        Scale("attn_scores", 0.5, steps=[1], layers=[1]), Scale("pattern", 0.0, steps=[2], layers=[0], heads=[2]),
+        Scale("pattern", 2.0, steps=[2], layers=[0], heads=[4]),
+    ])  # fmt: skip
+
+
+def test_swap_and_mean(oracle, ids):
+    model = load(NAME, "float32")
+    other = model.run_with_cache(ids[::-1].copy(), ["resid_post", "pattern", "mlp_out"])[1]
+    whole = model.run_with_cache(ids, "*", edits=[Swap("resid_post", other, layers=[1], steps=[1], pos=[3, 4])])[1]
+    np.testing.assert_array_equal(whole["resid_post", 1, 1][:, 3:5], other["resid_post", 1, 1][:, 3:5])
+    mean = other["mlp_out"].mean((2, 3))
+
+    def change(name, x):
+        for step in range(3):
+            if name == f"steps.{step}.blocks.2.hook_mlp_out":
+                return np.broadcast_to(mean[step, 2], x.shape)
+        return None
+
+    agrees(oracle, ids, change, edits=[MeanAblate("mlp_out", other, layers=[2])])
+    frozen = model.run_with_cache(ids, ["pattern"], edits=[Swap("pattern", other)])[1]
+    np.testing.assert_array_equal(frozen["pattern"], other["pattern"])
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16", "int8", "int4"])
+def test_own_values_change_nothing(compute):
+    """Swapping in what was there keeps every bit; so does a hook that returns its array."""
+    model, ids = load("trained", compute), reference("trained")["input_ids"][:2, :20]
+    plain, cache = model.trace(ids, logits="all"), model.run_with_cache(ids, "*")[1]
+    edits = [Swap(p.short, cache) for p in POINTS if p.core >= 0 and p.short != "result"]
+    edited = model.trace(ids, logits="all", edits=edits)
+    if compute == "float32":  # a swapped pattern is used as it is, the softmax's own is rounded relative to a running maximum
+        np.testing.assert_allclose(edited.states, plain.states, rtol=1e-4, atol=1e-4)
+    edits = [e for e in edits if e.where != "pattern"]
+    edited = model.trace(ids, logits="all", edits=edits)
+    np.testing.assert_array_equal(edited.states, plain.states)
+    np.testing.assert_array_equal(edited.logits, plain.logits)
+    seen = []
+    z = model.run_with_hooks(ids, [("*", lambda x, hook: seen.append(hook.name))], logits="all")
+    np.testing.assert_array_equal(z, plain.logits)
+    assert len(seen) == len(set(seen)) == 4 * 4 * 25 + 4 * 6 + 1
+
+
+def test_one_answer_with_edits():
+    """The same bits in any batch, chunk and number of threads."""
+    ids = reference("trained")["input_ids"]
+    edits = [Noise("resid_pre", 0.1, 3, layers=[1]), Add("z", 0.3, heads=[2], steps=[1]), Scale("pattern", 0.5, layers=[2], pos=-1)]
+    whole = load("trained", "bfloat16").trace(ids, edits=edits, logits="all")
+    for lanes, threads in ((1, 1), (7, 3)):
+        other = load("trained", "bfloat16", threads=threads).trace(ids, edits=edits, logits="all", max_lanes=lanes)
+        np.testing.assert_array_equal(other.states, whole.states)
+    alone = load("trained", "bfloat16").trace(ids[2], edits=edits, logits="all")
+    np.testing.assert_array_equal(alone.logits[:, 0], whole.logits[:, 2])
+
+
+def test_noise_is_normal_and_has_a_seed():
+    model, ids = load("trained", "bfloat16"), reference("trained")["input_ids"]
+    plain = model.run_with_cache(ids, "resid_pre")[1]["resid_pre", 1, 0]
+    added = [model.run_with_cache(ids, "resid_pre", edits=[Noise("resid_pre", 2.0, s, layers=[1], steps=[0])])[1]["resid_pre", 1, 0] - plain
+             for s in (0, 0, 1)]  # fmt: skip
+    np.testing.assert_array_equal(added[0], added[1])
+    first, other = added[0][0], added[2][0]
+    assert abs(first.mean()) < 0.1 and abs(first.std() - 2) < 0.1 and abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.1
+    np.testing.assert_allclose(added[0][0], added[0][1], atol=1e-5)  # the same in every row
+
+
+def test_wrong_edits():
+    model = load("trained", "bfloat16")
+    for edit, message in (
+        (Add("resid_pots", 1.0), "near: resid_post"), (Add("resid_post", np.ones(5)), "expected"),
+        (Scale("gate_pdf", 2), "edit gate_logit"),
+        (Scale("z", 2, heads=[9]), "head is 9"), (Scale("resid_post", 2, heads=[0]), "no heads"), (Scale("state", 2, layers=[0]), "layer"),
+        (ProjectOut("resid_post", np.zeros(128)), "direction"), (Scale("z", 2, steps=[7]), "step is 7"), ("scale", "class of ouro.edits"),
+        (ZeroHead(layers=[0]), "heads"),
+    ):  # fmt: skip
+        with pytest.raises((KeyError, ValueError, IndexError, TypeError), match=message):
+            model.trace([1, 2, 3], edits=[edit])
+
+
+# -- Python hooks ------------------------------------------------------------------------------------------------------
+
+
+def test_hooks_see_what_is_captured():
+    model, ids = load("trained", "bfloat16"), reference("trained")["input_ids"]
+    ragged = [ids[0, :9].tolist(), ids[1, :4].tolist()]
+    cache, seen = model.run_with_cache(ragged, "*")[1], {}
+
+    def note(x, hook):
+        seen[hook.name] = x.copy()
+        assert (hook.pos.tolist() == list(range(9)) and f"steps.{hook.step}" in hook.name) or hook.name == "hook_embed"
+
+    model.run_with_hooks(ragged, [("*", note)])
+    for name, x in seen.items():
+        full, pattern_like = cache[name], "pattern" in name or "scores" in name
+        if pattern_like:
+            x = np.where(np.isnan(x), np.nan_to_num(full, nan=np.nan, neginf=-np.inf), x)
+        np.testing.assert_array_equal(x, full, err_msg=name)
+
+
+def test_hooks_change(oracle, ids):
+    model = load(NAME, "float32")
+
+    def double(x, hook):
+        return 2 * x
+
+    def in_place(x, hook):
+        x[:, :, 1] = 0
+
+    def change(name, x):
+        if name == "steps.1.blocks.1.hook_mlp_out":
+            return 2 * x
+        if name.endswith("blocks.2.attn.hook_k"):
+            x = x.copy()
+            x[:, 1] = 0
+            return x
+        return None
+
+    with model.hooks([("steps.1.blocks.1.hook_mlp_out", double), ("blocks.2.attn.hook_k", in_place)]):
+        agrees(oracle, ids, change)
+    plain = model.trace(ids)
+    with model.hooks([("state", double)]):
+        assert not np.array_equal(model.trace(ids).states, plain.states)
+    np.testing.assert_array_equal(model.trace(ids).states, plain.states)
+
+
+def test_a_hook_that_raises_leaves_the_model_usable():
+    model, ids = load("trained", "bfloat16", threads=3), reference("trained")["input_ids"]
+    plain = model.trace(ids)
+
+    class Own(Exception):
+        pass
+
+    def fail(x, hook):
+        raise Own(hook.name)
+
+    for where in ("steps.1.blocks.2.attn.hook_pattern", "steps.3.exit_gate.hook_logit", "hook_embed", "steps.3.unembed.hook_out"):
+        with pytest.raises(Own, match=where):
+            model.run_with_hooks(ids, [(where, fail)])
+    with pytest.raises(ValueError, match="returned shape"):
+        model.run_with_hooks(ids, [("z", lambda x, hook: x[..., 0])])
+    with pytest.raises(RuntimeError, match="middle of a call"):
+        model.run_with_hooks(ids, [("state", lambda x, hook: model.trace([1]).states and None)])
+    np.testing.assert_array_equal(model.trace(ids).states, plain.states)
+
+
+# -- loop surgery ------------------------------------------------------------------------------------------------------
+
+
+def test_layer_programs(oracle, ids):
+    program = ouro.LoopProgram().layers(1, [2, 0]).layers(2, [0, 1, 1, 2, 0]).repeat_step(0, 2)
+    turns = [(0, (0, 1, 2), True), (0, (0, 1, 2), True), (1, (2, 0), True), (2, (0, 1, 1), False), (2, (2, 0), True)]
+    assert program.turns(3, 3) == turns
+    model = load(NAME, "float32")
+    _, cache = model.run_with_cache(ids, ["state", "resid_post", "logits"], program=program)
+    for row in range(2):
+        expected = oracle(ids[row], turns=turns)
+        for t in range(3):
+            np.testing.assert_allclose(cache["state"][t, row], expected[f"steps.{t}.ln_final.hook_normalized"], atol=1e-3)
+    assert np.isnan(cache["resid_post", 1, 1]).all()
+    chunked = model.run_with_cache(ids, ["state"], program=program, max_lanes=5)[1]
+    np.testing.assert_array_equal(chunked["state"], cache["state"])
+
+
+def test_skip_swap_and_depth():
+    model, ids = load("trained", "bfloat16"), reference("trained")["input_ids"][:2]
+    plain, program = model.trace(ids, logits="all"), ouro.LoopProgram()
+    skipped = model.trace(ids, program=program.skip_step(1), logits="all")
+    np.testing.assert_array_equal(skipped.states, plain.states[[0, 0, 1, 2]])
+    swapped = model.trace(ids, program=program.swap_steps(1, 2), logits="all")
+    np.testing.assert_array_equal(swapped.states, plain.states[[0, 2, 1, 3]])
+    repeated = model.trace(ids, program=program.repeat_step(3, 3))
+    np.testing.assert_array_equal(repeated.states[3], model.trace(ids, n_steps=6).states[5])
+    depth = [1 + i % 4 for i in range(ids.shape[1])]
+    early = model.trace(ids, program=program.steps_per_position(depth), logits="all")
+    for pos, k in enumerate(depth):
+        for t in range(k, 4):
+            np.testing.assert_array_equal(early.logits[t, :, pos], early.logits[k - 1, :, pos])
+    np.testing.assert_array_equal(early.states[0], plain.states[0])
+    some = model.trace(ids, program=program.skip_step(2, pos=-1))
+    np.testing.assert_array_equal(some.states[2, :, -1], plain.states[1, :, -1])
+    np.testing.assert_array_equal(some.states[:, :, :-1], plain.states[:, :, :-1])
+
+
+def test_freeze_replace_and_noise(oracle, ids):
+    kept = {}
+
+    def change(name, x):
+        step, _, rest = name.removeprefix("steps.").partition(".")
+        if rest.endswith("hook_pattern"):
+            return kept.setdefault(rest, x) if step == "0" else kept[rest]
+        return None
+
+    for row in range(2):
+        kept.clear()
+        agrees(oracle, ids[row : row + 1], change, program=ouro.LoopProgram().freeze_attention(0))
+    model = load(NAME, "float32")
+    plain = model.run_with_cache(ids, "state")[1]
+    moved = model.run_with_cache(ids, ["state", "step_resid_pre"], program=ouro.LoopProgram().replace_state(0, 2))[1]
+    np.testing.assert_array_equal(moved["step_resid_pre"][2], plain["state"][0])
+    np.testing.assert_array_equal(moved["state"][:2], plain["state"][:2])
+    noisy = model.run_with_cache(ids, "step_resid_pre", program=ouro.LoopProgram().noise(1, 0.3, seed=5))[1]
+    edited = model.run_with_cache(ids, "step_resid_pre", edits=[Noise("step_resid_pre", 0.3, 5, steps=[1])])[1]
+    np.testing.assert_array_equal(noisy["step_resid_pre"], edited["step_resid_pre"])
+    with pytest.raises(ValueError, match="does not come after"):
+        model.trace(ids, program=ouro.LoopProgram().replace_state(2, 1))
+    with pytest.raises(IndexError, match="layer of step 0"):
+        model.trace(ids, program=ouro.LoopProgram().layers(0, [3]))
