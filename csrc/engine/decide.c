@@ -76,18 +76,20 @@ int ouro_run_readouts(ouro_engine *e, ouro_poll_fn poll, void *arg)
     return ouro_read_out(e->ws, e->readouts, e->n_readouts, poll, arg);
 }
 
-static int32_t choose(ouro_engine *e, ouro_request *r, const ouro_node *n, const float *logits)
+static int32_t choose(ouro_engine *e, ouro_request *r, const ouro_node *n, const float *logits, const ouro_readout *read)
 {
+    const ouro_sampling *s = &r->params.sampling;
+    if (s->temperature == 0.0f && s->repetition_penalty == 1.0f && logits == read->logits) return *read->argmax;
     const int32_t *history = ouro_node_history(r, n);
-    return ouro_sample(&e->sampler, &r->params.sampling, logits, history, n->pos + 1, n->pos + 1);
+    return ouro_sample(&e->sampler, s, logits, history, n->pos + 1, n->pos + 1);
 }
 
-static void decide(ouro_engine *e, ouro_request *r, ouro_node *n, const float *logits, double log_z)
+static void decide(ouro_engine *e, ouro_request *r, ouro_node *n, const float *logits, double log_z, const ouro_readout *read)
 {
     ouro_event *v = &n->event;
     n->decided = true;
     v->request = r->id;
-    v->token = choose(e, r, n, logits);
+    v->token = choose(e, r, n, logits, read);
     v->logprob = (float)((double)logits[v->token] - log_z);
     v->exit_step = n->step - 1;
     v->n_top = r->params.n_top;
@@ -117,6 +119,6 @@ void ouro_after_readout(ouro_engine *e, ouro_request *r, ouro_node *n, const our
         for (int i = 0; i < v; i++) n->mixed[i] = n->mixed[i] + n->signal.exit_pdf * read->logits[i];
     const float *logits = n->mixed && n->leaves ? n->mixed : read->logits;
     double log_z = n->mixed && n->leaves ? log_z_of(e, n->mixed) : (double)*read->log_z;
-    if (n->leaves) decide(e, r, n, logits, log_z);
-    else if (ouro_guessing(r)) n->guess[n->step - 1] = choose(e, r, n, logits);
+    if (n->leaves) decide(e, r, n, logits, log_z, read);
+    else if (ouro_guessing(r)) n->guess[n->step - 1] = choose(e, r, n, logits, read);
 }

@@ -184,7 +184,6 @@ static void keep_prefix(ouro_engine *e, ouro_request *r)
 
 static void settle_request(ouro_engine *e, ouro_request *r, double seconds)
 {
-    r->since_token++;
     *(r->produced == 0 ? &r->stats.prefill_seconds : &r->stats.decode_seconds) += seconds;
     if (r->chunk.n && r->chunk.step == r->depth) {
         free(r->chunk.h);
@@ -197,8 +196,7 @@ static void settle_request(ouro_engine *e, ouro_request *r, double seconds)
     }
     while (r->lead && r->lead->decided && !(ouro_request_unfolded(r) && (r->lead->step < r->depth || r->chunk.n))) {
         if (!settle_lead(e, r)) return;
-        if (r->produced > 1) ouro_keep_pace(e->ws->model, r, r->since_token);
-        r->since_token = 0;
+        if (r->produced > 1) ouro_keep_pace(e, r);
     }
     ouro_request_retire(r);
 }
@@ -219,15 +217,23 @@ static void fail_running(ouro_engine *e, int status)
     }
 }
 
+/* The pass and the readouts behind it, with their cost noted. */
 static int run_pass(ouro_engine *e, ouro_poll_fn poll, void *poll_arg)
 {
     int status = ouro_admit(e);
     if (status == OURO_OK) status = ouro_map_check(&e->ws->model->map);
     if (status == OURO_OK) status = ouro_gather(e);
-    if (status == OURO_OK) status = ouro_pass(e->ws, e->lanes, e->n_lanes, poll, poll_arg);
+    if (status != OURO_OK) return status;
+    double begin = now();
+    ouro_count_pass(e);
+    status = ouro_pass(e->ws, e->lanes, e->n_lanes, poll, poll_arg);
+    double middle = now();
     if (status == OURO_OK) status = ouro_after_pass(e);
     if (status == OURO_OK) status = ouro_run_readouts(e, poll, poll_arg);
-    return status;
+    if (status != OURO_OK) return status;
+    ouro_cost_saw_pass(&e->cost, e->n_lanes, middle - begin);
+    if (e->n_readouts) ouro_cost_saw_readout(&e->cost, now() - middle);
+    return OURO_OK;
 }
 
 int ouro_engine_step(ouro_engine *e, ouro_poll_fn poll, void *poll_arg, const ouro_event **events, int *n_events)

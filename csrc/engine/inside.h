@@ -2,13 +2,15 @@
  *
  *   admit.c       a request comes, waits, goes              schedule.c   which lanes ride in the next pass
  *   decide.c      gates, exit rules, readouts, the choice   signals.c    the numbers that exit rules look at
- *   speculate.c   guesses: when, where, how good            engine.c     the step itself
+ *   speculate.c   guesses: when, where, how good            cost.c       what passes cost here and now
+ *   engine.c      the step itself
  */
 #ifndef OURO_ENGINE_INSIDE_H
 #define OURO_ENGINE_INSIDE_H
 
 #include <pthread.h>
 
+#include "engine/cost.h"
 #include "engine/prefix.h"
 #include "engine/request.h"
 
@@ -49,6 +51,7 @@ struct ouro_engine {
     ouro_line *lines;
     int n_lines, line_capacity;
     ouro_stats stats;
+    ouro_cost cost;
 };
 
 /* Makes *at hold at least n elements. */
@@ -88,8 +91,10 @@ void ouro_after_readout(ouro_engine *e, ouro_request *r, ouro_node *n, const our
 bool ouro_guessing(const ouro_request *r);
 /* Compares the guesses of a decided node with its token. */
 void ouro_count_guesses(ouro_stats *s, const ouro_node *n, int32_t token);
-/* A token took `passes`: whether speculation goes on. */
-void ouro_keep_pace(const ouro_model *m, ouro_request *r, int passes);
+/* Charges the coming pass to every request that decodes in it. */
+void ouro_count_pass(ouro_engine *e);
+/* A token has come: whether speculation goes on. */
+void ouro_keep_pace(const ouro_engine *e, ouro_request *r);
 /* New guesses of every request, while lanes are free. */
 void ouro_spawn(ouro_engine *e);
 

@@ -1,8 +1,8 @@
 /* node.h - a position whose readout is watched: the last known token of a request, or a guess that follows it.
  *
  * Nodes of a request form a tree below its lead. A node that is not speculative has its keys and values in the pages;
- * a speculative one has them in side rows, step by step, and sees those of its ancestors that have them there. Under a
- * cache policy (policy.h) every new token's are there until it is decided.
+ * a speculative one may have them there as well, or in side rows, step by step, and sees those of its ancestors that
+ * have them there. Under a cache policy (policy.h) every new token's are in side rows until it is decided.
  */
 #ifndef OURO_ENGINE_NODE_H
 #define OURO_ENGINE_NODE_H
@@ -21,8 +21,7 @@ typedef struct ouro_node {
     float *z_before;                     /* [d_vocab] logits of the step before, when the exit rule asks */
     double log_z_before;
     float *mixed;                        /* [d_vocab] sum of pdf-weighted logits (weighted_exit) */
-    uint8_t *rows;                       /* [n_steps][side_bytes] side rows: while speculative, or until a cache policy */
-                                         /* other than full says what of them is kept; else NULL */
+    uint8_t *rows;                       /* [n_steps][side_bytes] side rows; NULL: keys and values go to the pages */
     ouro_side side[OURO_MAX_STEPS];      /* one per step */
 
     ouro_exit_track track;

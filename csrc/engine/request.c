@@ -81,7 +81,20 @@ int ouro_request_advance(ouro_request *r, const ouro_model *m, int most)
 
 /* ---- nodes --------------------------------------------------------------------------------------------------- */
 
-static int node_buffers(ouro_node *n, const ouro_request *r, const ouro_model *m)
+/* Whether a node's keys and values must stay out of the pages. A guess may write to the slot behind a parent that is in
+ * the pages itself, as long as no other guess holds that slot: nothing but its own successors looks there, and when it is
+ * dropped the slot is written again before it is read. */
+static bool stays_aside(const ouro_request *r, const ouro_node *n, const ouro_node *parent)
+{
+    if (r->policy != OURO_POLICY_FULL && n->pos >= r->n_prompt) return true;
+    if (!n->speculative) return false;
+    if (parent->rows) return true;
+    for (const ouro_node *other = r->nodes; other; other = other->next)
+        if (other->pos == n->pos && !other->rows) return true;
+    return false;
+}
+
+static int node_buffers(ouro_node *n, const ouro_request *r, const ouro_model *m, bool aside)
 {
     size_t d = (size_t)m->config.d_model * sizeof(float), v = (size_t)m->config.d_vocab * sizeof(float);
     int states = r->exit_needs & OURO_NEED_STATES, logits = r->exit_needs & OURO_NEED_LOGITS;
@@ -89,7 +102,6 @@ static int node_buffers(ouro_node *n, const ouro_request *r, const ouro_model *m
     if (states) n->before = malloc(d), n->before2 = malloc(d);
     if (logits) n->z_before = malloc(v);
     if (r->params.weighted_exit) n->mixed = calloc(1, v);
-    bool aside = n->speculative || (r->policy != OURO_POLICY_FULL && n->pos >= r->n_prompt);
     if (aside) n->rows = malloc((size_t)r->depth * r->seq.budget->layout->side_bytes);
     return n->h && (!states || (n->before && n->before2)) && (!logits || n->z_before)
            && (!r->params.weighted_exit || n->mixed) && (!aside || n->rows);
@@ -102,7 +114,7 @@ int ouro_node_new(ouro_request *r, const ouro_model *m, int pos, int32_t token, 
     if (status != OURO_OK) return status;
     ouro_node *n = calloc(1, sizeof *n);
     if (n) n->speculative = speculative, n->pos = pos;
-    if (!n || !node_buffers(n, r, m)) {
+    if (!n || !node_buffers(n, r, m, stays_aside(r, n, parent))) {
         if (n) node_free(n);
         return ouro_fail(OURO_ERR_MEMORY, "no memory for a position");
     }
@@ -138,7 +150,7 @@ void ouro_node_commit(ouro_request *r, ouro_node *n)
 {
     n->speculative = false;
     n->parent = NULL;
-    if (r->policy != OURO_POLICY_FULL) return;
+    if (r->policy != OURO_POLICY_FULL || !n->rows) return;
     for (int t = 0; t < n->step; t++) ouro_sequence_put(&r->seq, t, n->pos, n->side[t].rows);
     drop_rows(r, n);
 }
@@ -226,6 +238,13 @@ int ouro_request_lanes(const ouro_request *r)
 {
     int count = r->chunk.n;
     for (const ouro_node *n = r->nodes; n; n = n->next) count += n->step < r->depth;
+    return count;
+}
+
+int ouro_request_guesses(const ouro_request *r)
+{
+    int count = 0;
+    for (const ouro_node *n = r->nodes; n; n = n->next) count += n->speculative && n->step < r->depth;
     return count;
 }
 

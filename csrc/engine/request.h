@@ -10,10 +10,11 @@ typedef struct ouro_chunk {
     float *h;                            /* [n][d_model] */
 } ouro_chunk;
 
-/* Whether speculation pays, measured: passes per token while it is on against what plain decoding needs. */
+/* Whether speculation pays, measured: what its passes cost while it is on against what plain decoding would cost. */
 typedef struct ouro_pace {
     bool on;
-    int tokens, passes;                  /* since it was last switched */
+    int tokens;                          /* since it was last switched */
+    double cost;                         /* of the passes since then, in sweeps of a pass without guesses (cost.h) */
     int rest;                            /* plain tokens before the next trial */
 } ouro_pace;
 
@@ -27,7 +28,6 @@ typedef struct ouro_request {
     ouro_kv_policy policy;               /* full when depth is 1: then all are the same */
     int prefilled;                       /* prompt positions that have been put into chunks */
     int produced;
-    int since_token;                     /* passes since the last token was decided */
     bool running, cancelled, failed;     /* failed: a custom exit rule did */
     bool shares;                         /* takes blocks from others and gives its own */
     bool began, waits;                   /* a chunk of its own has begun; an older request computes what it wants */
@@ -71,6 +71,8 @@ int ouro_request_lanes(const ouro_request *r);
 int ouro_request_complete(const ouro_request *r);
 /* Blocks, from the first, that hold what any request with these tokens would compute: under a cache policy the prompt's. */
 int ouro_request_shareable(const ouro_request *r);
+/* Of them, guesses. */
+int ouro_request_guesses(const ouro_request *r);
 
 /* The tokens before a node's successor: history of [pos + 1] tokens, guesses of its ancestors laid over the end. */
 const int32_t *ouro_node_history(ouro_request *r, const ouro_node *n);

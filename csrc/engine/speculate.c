@@ -6,7 +6,7 @@
 #define FREE_LANES 6             /* lanes of a pass that cost next to nothing: room for guesses */
 #define MOST_GUESSES 3           /* successors of one node */
 
-bool ouro_guessing(const ouro_request *r) 
+bool ouro_guessing(const ouro_request *r)
 {
     return r->params.speculate != OURO_SPECULATE_OFF && r->pace.on && !ouro_request_unfolded(r);
 }
@@ -21,52 +21,62 @@ void ouro_count_guesses(ouro_stats *s, const ouro_node *n, int32_t token)
     s->second_right += n->guess[1] == token;
 }
 
-/* Bytes that a pass reads: the shared layers, and the head. */
-static double sweep_cost(const ouro_model *m, double *head)
+/* Auto: speculation stays on while its passes cost less than plain decoding would have; after a loss it rests, then tries
+ * again. A trial ends after three tokens when none of them came early, so that one without any gain costs a few readouts. */
+void ouro_keep_pace(const ouro_engine *e, ouro_request *r)
 {
-    double bytes = 0.0;
-    const ouro_layer *y = m->layers;
-    bytes = (double)(ouro_matrix_bytes(&y->qkv) + ouro_matrix_bytes(&y->o) + ouro_matrix_bytes(&y->gate_up)
-                     + ouro_matrix_bytes(&y->down)) * (double)m->config.n_layers;
-    *head = (double)ouro_matrix_bytes(&m->head);
-    return bytes;
-}
-
-/* Auto: speculation stays on while the passes it needed cost less than plain decoding would have; after a loss it
- * rests, then tries again for a few tokens. A trial that fails costs a few heads in some forty tokens: below 1 %. */
-void ouro_keep_pace(const ouro_model *m, ouro_request *r, int passes)
-{
-    const int trial = 6, rest = 48;
+    const int short_trial = 3, trial = 6, rest = 24, longest_rest = 192;
     ouro_pace *p = &r->pace;
     if (r->params.speculate != OURO_SPECULATE_AUTO) return;
     p->tokens++;
-    p->passes += passes;
+    double plain = (double)p->tokens * (r->depth + ouro_cost_readout(&e->cost, e->ws->model));
     if (!p->on) {
-        if (p->tokens < p->rest) return;
-        *p = (ouro_pace){.on = true, .rest = p->rest};
+        if (p->tokens >= p->rest) *p = (ouro_pace){.on = true, .rest = p->rest};
+    } else if (p->tokens == short_trial ? p->cost >= plain : p->tokens >= trial && p->cost >= 0.99 * plain) {
+        *p = (ouro_pace){.rest = p->rest == 0 ? rest : p->rest < longest_rest ? 2 * p->rest : longest_rest};
     } else if (p->tokens >= trial) {
-        double head, sweep = sweep_cost(m, &head);
-        double plain = (double)p->tokens * (r->depth * sweep + head), with = (double)p->passes * (sweep + head);
-        if (with < 0.99 * plain) p->tokens /= 2, p->passes /= 2, p->rest = rest;
-        else *p = (ouro_pace){.on = false, .rest = p->rest && p->rest < 4 * rest ? 2 * p->rest : rest};
+        p->tokens /= 2, p->cost /= 2, p->rest = 0;
     }
 }
 
-static int total_lanes(const ouro_engine *e)
+void ouro_count_pass(ouro_engine *e)
+{
+    int lanes = 0, guesses = 0, chunks = 0;
+    for (const ouro_request *r = e->requests; r; r = r->next) {
+        if (!r->running) continue;
+        lanes += ouro_request_lanes(r);
+        guesses += ouro_request_guesses(r);
+        chunks += r->chunk.n > 0;
+    }
+    double cost = chunks ? 1.0 : ouro_cost_lanes(&e->cost, lanes, lanes - guesses);
+    for (ouro_request *r = e->requests; r; r = r->next)
+        if (r->running && r->produced) r->pace.cost += cost + ouro_cost_readout(&e->cost, e->ws->model);
+}
+
+/* Rows of decoding in the next pass. Those of a prompt do not count: they are many, and a few guesses more cost little. */
+static int decoding_lanes(const ouro_engine *e)
 {
     int lanes = 0;
-    for (const ouro_request *r = e->requests; r; r = r->next) lanes += r->running ? ouro_request_lanes(r) : 0;
+    for (const ouro_request *r = e->requests; r; r = r->next) lanes += r->running ? ouro_request_lanes(r) - r->chunk.n : 0;
     return lanes;
 }
 
-/* New guesses behind the nodes of a request, oldest first, while lanes are free. */
+/* The node's parent has changed its mind since it made this guess. */
+static bool is_stale(const ouro_node *n)
+{
+    const ouro_node *p = n->parent;
+    return n->speculative && p && !p->decided && p->step > 0 && p->guess[p->step - 1] >= 0 && p->guess[p->step - 1] != n->token;
+}
+
+/* New guesses behind the nodes of a request, oldest first, while lanes are free. A guess that has been superseded runs on,
+ * because it may have been right, but nothing new follows it. */
 static void spawn(ouro_engine *e, ouro_request *r, int *lanes)
 {
     int limit = r->n_prompt + r->params.max_new_tokens - 2;      /* the last position that is ever run */
     for (ouro_node *n = r->nodes; n && *lanes < FREE_LANES; n = n->next) {
         if ((n != r->lead && !n->speculative) || n->step == 0 || n->pos >= limit) continue;
         int32_t token = n->decided ? n->event.token : n->guess[n->step - 1];
-        if (token < 0 || ouro_node_child(r, n, token) || ouro_node_children(r, n) >= MOST_GUESSES) continue;
+        if (token < 0 || is_stale(n) || ouro_node_child(r, n, token) || ouro_node_children(r, n) >= MOST_GUESSES) continue;
         ouro_node *child;
         if (ouro_node_new(r, e->ws->model, n->pos + 1, token, n, true, &child) != OURO_OK) return;
         r->stats.guesses++;
@@ -76,7 +86,7 @@ static void spawn(ouro_engine *e, ouro_request *r, int *lanes)
 
 void ouro_spawn(ouro_engine *e)
 {
-    int lanes = total_lanes(e);
+    int lanes = decoding_lanes(e);
     for (ouro_request *r = e->requests; r; r = r->next)
         if (r->running && ouro_guessing(r)) spawn(e, r, &lanes);
 }
