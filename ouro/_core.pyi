@@ -81,6 +81,17 @@ class Model:
         program: Sequence[tuple[int, Sequence[int], bool]] | None = ...,
         /,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]: ...
+    def exit_steps(
+        self,
+        states: NDArray[np.float32],
+        gate_logit: NDArray[np.float32],
+        kind: int,
+        threshold: float,
+        min_steps: int,
+        delay: int,
+        rule: Callable[[dict[str, Any]], bool] | None,
+        /,
+    ) -> NDArray[np.int32]: ...
     def readout(self, states: NDArray[np.float32], want_logits: bool, /) -> tuple[Any, ...]: ...
     def save(self, path: str | bytes | PathLike[str], progress: Callable[[int, int], object] | None = ..., /) -> None: ...
     def info(self) -> dict[str, Any]: ...

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ouro.exits import CustomExit, ExitRule, QExit
+
 if TYPE_CHECKING:
     from ouro.model import Model
 
@@ -97,18 +99,27 @@ class Trace:
         steps = np.arange(1, self.n_steps + 1, dtype=np.float32)
         return np.tensordot(steps, self.exit_pdf, axes=1).astype(np.float32)
 
-    def exit_step(self, q: float) -> Ints:
-        """Q-exit: the first step `[batch, pos]` (0-based) whose cdf reaches q; -1 beyond a sequence.
+    def exit_step(self, rule: ExitRule | float) -> Ints:
+        """The step `[batch, pos]` (0-based) after which an exit rule would let each token go; -1 beyond a sequence.
 
-        q = 1 means all steps, also where rounding makes the cdf reach 1 early.
+        Parameters
+        ----------
+        rule
+            A rule of `ouro.exits`, or a number: the q of Q-exit (the first step whose cdf reaches q; q = 1 means all steps,
+            also where rounding makes the cdf reach 1 early). It is asked by the code that generation uses
+            (csrc/engine/exit.c), so the answers are those of `Generation.exit_steps`.
         """
-        if not 0 <= q <= 1:
-            raise ValueError(f"q is {q}, expected 0 to 1")
-        if q == 1:
-            steps = np.full(self.exit_cdf.shape[1:], self.n_steps - 1, np.int64)
-        else:
-            steps = np.argmax(self.exit_cdf >= np.float32(q), axis=0).astype(np.int64)
-        return np.where(np.isnan(self.gate_logit[0]), -1, steps)
+        if not isinstance(rule, ExitRule):
+            if not 0 <= rule <= 1:
+                raise ValueError(f"q is {rule}, expected 0 to 1")
+            rule = QExit(rule)
+        steps, d_model = self.states.shape[0], self.states.shape[-1]
+        real = ~np.isnan(self.gate_logit[0])
+        out = np.full(real.shape, -1, np.int64)
+        states, gates = self.states[:, real].reshape(steps, -1, d_model), self.gate_logit[:, real].reshape(steps, -1)
+        function = rule.rule if isinstance(rule, CustomExit) else None
+        out[real] = self._model._core.exit_steps(states, gates, rule.kind, rule.threshold, rule.min_steps, rule.delay, function)
+        return out
 
     # -- readouts ------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 /* decide.c - what a pass means: gates, exit rules, readouts, and the choice of a token or a guess; see engine.h. */
 #include "engine/inside.h"
+#include "engine/signals.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -43,12 +44,11 @@ int ouro_after_pass(ouro_engine *e)
             r->chunk.step += e->riders[i].row == 0;
             continue;
         }
-        n->signal = (ouro_exit_signal){.kl = NAN, .entropy = NAN, .confidence = NAN, .top_token = -1,
-                                       .previous_top_token = n->signal.top_token};
+        ouro_signal_begin(&n->signal);
         ouro_exit_gate(&n->track, e->lanes[i].gate, n->step, r->params.n_steps, &n->signal);
         n->exit_pdf[n->step] = n->signal.exit_pdf;
         n->step++;
-        ouro_signal_states(n, d);
+        ouro_signal_states(&n->signal, n->h, n->before, n->before2, d);
         if (n->decided) continue;
         bool reads = r->params.weighted_exit || (r->exit_needs & OURO_NEED_READOUT) || ouro_guessing(r);
         if (!(r->exit_needs & OURO_NEED_READOUT)) ask_rule(r, n);
@@ -113,7 +113,7 @@ static double log_z_of(const ouro_engine *e, const float *z)
 void ouro_after_readout(ouro_engine *e, ouro_request *r, ouro_node *n, const ouro_readout *read)
 {
     int v = e->ws->model->config.d_vocab;
-    ouro_signal_readout(r, n, read, v);
+    ouro_signal_readout(&n->signal, read, n->z_before, &n->log_z_before, v);
     if (r->exit_needs & OURO_NEED_READOUT) ask_rule(r, n);
     if (n->mixed)
         for (int i = 0; i < v; i++) n->mixed[i] = n->mixed[i] + n->signal.exit_pdf * read->logits[i];

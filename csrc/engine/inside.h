@@ -74,12 +74,6 @@ int ouro_gather(ouro_engine *e);
 /* A line of the schedule, when it is recorded. */
 int ouro_note(ouro_engine *e, ouro_line_kind kind, int64_t request, int pos, int step, int32_t token);
 
-/* ---- signals.c */
-/* The signal's part that comes from states (the node's h is that of step - 1 = t). */
-void ouro_signal_states(ouro_node *n, int d_model);
-/* The part that comes from a readout. */
-void ouro_signal_readout(ouro_request *r, ouro_node *n, const ouro_readout *read, int d_vocab);
-
 /* ---- decide.c */
 /* Counts the step, records the gate, asks the rules that need no readout, and notes who needs one. */
 int ouro_after_pass(ouro_engine *e);

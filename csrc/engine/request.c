@@ -122,6 +122,7 @@ int ouro_node_new(ouro_request *r, const ouro_model *m, int pos, int32_t token, 
     n->parent = parent;
     ouro_embed(m, token, n->h);
     ouro_exit_begin(&n->track);
+    n->signal.top_token = -1;
     for (int t = 0; t < OURO_MAX_STEPS; t++) {
         n->guess[t] = -1;
         n->exit_pdf[t] = NAN;

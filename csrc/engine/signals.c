@@ -1,5 +1,5 @@
-/* signals.c - the numbers of one step that exit rules look at (exit.h), from states and readouts. */
-#include "engine/inside.h"
+/* signals.c - see signals.h. Sums in double, in one order. */
+#include "engine/signals.h"
 
 #include <math.h>
 #include <string.h>
@@ -18,22 +18,25 @@ static double length(const float *a, int d)
     return sqrt(s);
 }
 
-/* The signal's part that comes from states (the node's h is that of step - 1 = t). */
-void ouro_signal_states(ouro_node *n, int d)
+void ouro_signal_begin(ouro_exit_signal *s)
 {
-    ouro_exit_signal *s = &n->signal;
-    s->state_delta = s->state_relative = s->acceleration = NAN;
-    if (!n->before || s->step < 1) return;
-    double delta = distance(n->h, n->before, d);
+    *s = (ouro_exit_signal){.state_delta = NAN, .state_relative = NAN, .acceleration = NAN, .kl = NAN, .entropy = NAN,
+                            .confidence = NAN, .top_token = -1, .previous_top_token = s->top_token};
+}
+
+void ouro_signal_states(ouro_exit_signal *s, const float *h, const float *before, const float *before2, int d)
+{
+    if (!before || s->step < 1) return;
+    double delta = distance(h, before, d);
     s->state_delta = (float)delta;
-    s->state_relative = (float)(delta / length(n->before, d));
+    s->state_relative = (float)(delta / length(before, d));
     if (s->step < 2) return;
     double bend = 0.0;
     for (int i = 0; i < d; i++) {
-        double x = (double)n->h[i] - 2.0 * (double)n->before[i] + (double)n->before2[i];
+        double x = (double)h[i] - 2.0 * (double)before[i] + (double)before2[i];
         bend += x * x;
     }
-    s->acceleration = (float)(sqrt(bend) / length(n->h, d));
+    s->acceleration = (float)(sqrt(bend) / length(h, d));
 }
 
 /* KL(p || q), nats, of softmax(a) against softmax(b) */
@@ -47,14 +50,13 @@ static double divergence(const float *a, double log_za, const float *b, double l
     return kl > 0.0 ? kl : 0.0;
 }
 
-void ouro_signal_readout(ouro_request *r, ouro_node *n, const ouro_readout *read, int v)
+void ouro_signal_readout(ouro_exit_signal *s, const ouro_readout *read, float *z_before, double *log_z_before, int v)
 {
-    ouro_exit_signal *s = &n->signal;
     s->entropy = *read->entropy;
     s->top_token = *read->argmax;
     s->confidence = (float)exp((double)read->logits[s->top_token] - (double)*read->log_z);
-    if (!(r->exit_needs & OURO_NEED_LOGITS)) return;
-    if (s->step > 0) s->kl = (float)divergence(n->z_before, n->log_z_before, read->logits, (double)*read->log_z, v);
-    memcpy(n->z_before, read->logits, (size_t)v * sizeof(float));
-    n->log_z_before = (double)*read->log_z;
+    if (!z_before) return;
+    if (s->step > 0) s->kl = (float)divergence(z_before, *log_z_before, read->logits, (double)*read->log_z, v);
+    memcpy(z_before, read->logits, (size_t)v * sizeof(float));
+    *log_z_before = (double)*read->log_z;
 }

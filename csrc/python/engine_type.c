@@ -1,5 +1,6 @@
 /* engine_type.c - `_core.Engine`: submitting requests, stepping, events as tuples. */
 #include "python/common.h"
+#include "python/exits.h"
 
 #include <stdatomic.h>
 
@@ -70,40 +71,6 @@ static void engine_dealloc(PyObject *o)
     Py_DECREF(type);
 }
 
-/* The exception that is set now, taken from the thread; NULL when none is. */
-static PyObject *take_exception(void)
-{
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    if (!type) return NULL;
-    PyErr_NormalizeException(&type, &value, &trace);
-    if (value && trace) PyException_SetTraceback(value, trace);
-    Py_XDECREF(type);
-    Py_XDECREF(trace);
-    return value;
-}
-
-/* A custom exit rule: rule(signal dict) -> bool. Called while a step runs, without the GIL. arg: [callable, exception];
- * what the rule raises stays there for the last event of its request. */
-static int call_rule(void *arg, const ouro_exit_signal *s)
-{
-    PyGILState_STATE gil = PyGILState_Ensure();
-    int answer = -1;
-    PyObject *signal = Py_BuildValue("{s:i,s:i,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:i,s:i}", "step", s->step, "n_steps",
-                                     s->n_steps, "exit_lambda", s->exit_lambda, "exit_pdf", s->exit_pdf, "exit_cdf",
-                                     s->exit_cdf, "state_delta", s->state_delta, "state_relative", s->state_relative,
-                                     "acceleration", s->acceleration, "kl", s->kl, "entropy", s->entropy, "confidence",
-                                     s->confidence, "top_token", s->top_token, "previous_top_token", s->previous_top_token);
-    PyObject *result = signal && !PyErr_Occurred() ? PyObject_CallOneArg(PyList_GET_ITEM(arg, 0), signal) : NULL;
-    if (result) answer = PyObject_IsTrue(result);
-    Py_XDECREF(signal);
-    Py_XDECREF(result);
-    PyObject *error = take_exception();
-    if (error) PyList_SetItem(arg, 1, error), answer = -1;
-    PyGILState_Release(gil);
-    return answer;
-}
-
 /* The id of a new request. Its rule is stored before anything asks it, for which the GIL is needed. */
 static PyObject *queue_request(engine_object *self, const int32_t *tokens, npy_intp n, const ouro_request_params *p,
                                PyObject *slot)
@@ -144,7 +111,7 @@ static PyObject *engine_submit(PyObject *o, PyObject *args, PyObject *kwargs)
     p.kv_policy = (ouro_kv_policy)policy;
     PyObject *slot = rule == Py_None ? NULL : Py_BuildValue("[OO]", rule, Py_None);
     if (rule != Py_None && !slot) return NULL;
-    if (slot) p.exit.custom = call_rule, p.exit.custom_arg = slot;
+    if (slot) p.exit.custom = ouro_call_rule, p.exit.custom_arg = slot;
     PyArrayObject *tokens = (PyArrayObject *)PyArray_FROMANY(tokens_in, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
     PyArrayObject *stop = tokens ? (PyArrayObject *)PyArray_FROMANY(stop_in, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY) : NULL;
     PyObject *result = NULL;
@@ -177,7 +144,7 @@ static PyObject *event_error(engine_object *self, const ouro_event *v)
     if (slot && PyList_GET_ITEM(slot, 1) != Py_None) return Py_NewRef(PyList_GET_ITEM(slot, 1));
     ouro_fail(v->status, "%s", v->detail);
     ouro_raise(v->status);
-    return take_exception();
+    return ouro_take_exception();
 }
 
 /* (id, token, logprob, exit_step, finish, exit_pdf tuple, top ids, top logprobs, stats or None, exception or None) */

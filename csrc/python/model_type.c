@@ -1,5 +1,6 @@
 /* model_type.c - `_core.Model`: packing weights, traces and readouts. */
 #include "python/common.h"
+#include "python/exits.h"
 
 #include "base/cpu.h"
 #include "engine/trace.h"
@@ -382,6 +383,8 @@ static PyMethodDef methods[] = {
     {"weight", model_weight, METH_VARARGS,
      "weight($self, tensor, layer, row0, n_rows, /)\n--\n\nRows of one tensor as they are stored, float32."},
     {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, plan=None, program=None, /)\n--\n\nStates, gate logits and logits by step."},
+    {"exit_steps", ouro_model_exit_steps, METH_VARARGS,
+     "exit_steps($self, states, gate_logit, kind, threshold, min_steps, delay, rule, /)\n--\n\nThe step at which an exit rule lets each position go."},
     {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
     {"save", ouro_model_save, METH_VARARGS, "save($self, path, progress=None, /)\n--\n\nWrites the packed weights as one file."},
     {"info", model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},

@@ -1,0 +1,19 @@
+/* exits.h - exit rules on the Python side, for the engine and for traces. */
+#ifndef OURO_PYTHON_EXITS_H
+#define OURO_PYTHON_EXITS_H
+
+#include "python/common.h"
+
+#include "engine/exit.h"
+
+/* The current exception as an object with its traceback, cleared; NULL when there is none. */
+PyObject *ouro_take_exception(void);
+
+/* A custom exit rule: rule(signal dict) -> bool. Called while the core works, without the GIL. arg: [callable, exception];
+ * what the rule raises stays there. */
+int ouro_call_rule(void *arg, const ouro_exit_signal *s);
+
+/* Model.exit_steps(states, gate_logit, kind, threshold, min_steps, delay, rule) -> int32 array [n] */
+PyObject *ouro_model_exit_steps(PyObject *self, PyObject *args);
+
+#endif

@@ -1,0 +1,94 @@
+"""Every exit rule: what the core says about a trace, against plain NumPy on the trace's arrays, and against generation."""
+
+import numpy as np
+import pytest
+from conftest import load, reference
+
+import ouro
+from ouro.exits import Acceleration, Confidence, CustomExit, QExit, ReadoutEntropy, ReadoutKL, StateDelta, StateRelative, TopAgreement
+
+pytestmark = pytest.mark.core
+
+RULES = [QExit(0.3), QExit(0.9), QExit(1.0), StateDelta(4.0), StateRelative(0.4), Acceleration(0.4), ReadoutKL(0.05), TopAgreement(),
+         ReadoutEntropy(1.0), Confidence(0.8), QExit(0.5, min_steps=2), ReadoutEntropy(1.5, delay=1), TopAgreement(min_steps=3, delay=1),
+         Confidence(0.0), ReadoutEntropy(-1.0)]  # fmt: skip
+
+
+def signals(trace):
+    """The numbers of each rule [step, ...] in float64, NaN where there is no step before."""
+    h, z, pdf = (np.asarray(x, np.float64) for x in (trace.states, trace.logits, trace.exit_pdf))
+    log_p = z - z.max(-1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
+    p, gap, nothing = np.exp(log_p), np.diff(h, axis=0), np.full((1, *h.shape[1:-1]), np.nan)
+    delta = np.linalg.norm(gap, axis=-1)
+    cdf = pdf.cumsum(0)
+    cdf[-1] = 1
+    return {
+        QExit: cdf,
+        StateDelta: np.concatenate([nothing, delta]),
+        StateRelative: np.concatenate([nothing, delta / np.linalg.norm(h[:-1], axis=-1)]),
+        Acceleration: np.concatenate([nothing, nothing, np.linalg.norm(np.diff(gap, axis=0), axis=-1) / np.linalg.norm(h[2:], axis=-1)]),
+        ReadoutKL: np.concatenate([nothing, (p[:-1] * (log_p[:-1] - log_p[1:])).sum(-1)]),
+        TopAgreement: np.concatenate([nothing, np.diff(z.argmax(-1), axis=0) != 0]),
+        ReadoutEntropy: -(p * log_p).sum(-1),
+        Confidence: p.max(-1),
+    }
+
+
+def expected(rule, numbers):
+    """Exit steps by the rule's words, and where a number is too near its threshold to tell."""
+    x, steps = numbers[type(rule)], len(numbers[QExit])
+    if isinstance(rule, QExit):
+        fires = (x >= rule.threshold) & (rule.threshold < 1)
+    elif isinstance(rule, TopAgreement):
+        fires = x == 0
+    else:
+        fires = x > rule.threshold if isinstance(rule, Confidence) else x < rule.threshold
+    fires[: max(rule.min_steps - 1, 0)] = False
+    first = np.where(fires.any(0), fires.argmax(0), steps)
+    near = (np.abs(x[:-1] - rule.threshold) < 1e-4).any(0)  # the last step leaves whatever its number is
+    return np.minimum(first + rule.delay, steps - 1), near & (rule != QExit(1.0)) & (not isinstance(rule, TopAgreement))
+
+
+@pytest.mark.parametrize("name", ["tiny-gqa-tied", "tiny-sharded", "trained"])
+def test_rules_against_numpy(name):
+    trace = load(name).trace(reference(name)["input_ids"], logits="all")
+    numbers, seen = signals(trace), set()
+    for rule in RULES:
+        steps, near = expected(rule, numbers)
+        found = trace.exit_step(rule)
+        np.testing.assert_array_equal(found[~near], steps[~near], err_msg=str(rule))
+        assert near.mean() < 0.1
+        seen |= set(found.reshape(-1).tolist())
+    assert seen == set(range(trace.n_steps))
+    np.testing.assert_array_equal(trace.exit_step(0.3), trace.exit_step(QExit(0.3)))
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16", "int8", "int4"])
+def test_generation_leaves_where_the_trace_says(compute):
+    model = load("trained", compute)
+    prompt = reference("trained")["input_ids"][1][:20].tolist()
+    for rule in [*RULES, CustomExit(rule=lambda s: s["exit_cdf"] > 0.6 and s["entropy"] < 1 and s["kl"] == s["kl"])]:
+        made = model.generate(prompt, max_new_tokens=16, exit_rule=rule, eos_token_id=[])
+        trace = model.trace(prompt + made.token_ids[:-1], logits="none")
+        assert trace.exit_step(rule)[0, len(prompt) - 1 :].tolist() == made.exit_steps, rule
+
+
+def test_ragged_batches_and_what_is_refused(tiny):
+    trace = tiny.trace([[5, 6, 7, 8], [5, 6]], logits="none")
+    for rule in RULES:
+        steps = trace.exit_step(rule)
+        assert steps[1, 2:].tolist() == [-1, -1] and (steps[0] >= 0).all() and steps[0, :2].tolist() == steps[1, :2].tolist()
+    with pytest.raises(ValueError, match=r"q is 1\.5"):
+        trace.exit_step(1.5)
+    with pytest.raises(ValueError, match="exit_threshold is 2"):
+        trace.exit_step(QExit(2.0))
+
+    def broken(signal):
+        raise KeyError(signal["previous_top_token"])
+
+    with pytest.raises(KeyError, match="-1"):
+        trace.exit_step(CustomExit(rule=broken))
+    with pytest.raises(ValueError, match=r"gate logits \(4, 3\)"):
+        tiny._core.exit_steps(trace.states[:, 0], trace.gate_logit[:, 0, :3], 1, 0.5, 0, 0, None)
+    assert ouro.exits.QExit(0.5) == QExit(0.5)
