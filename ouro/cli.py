@@ -142,6 +142,8 @@ def _shown(token: str) -> str:
 
 def inspect(a: argparse.Namespace) -> None:
     """What each step would say, token by token."""
+    if a.lens and not a.html:
+        raise ValueError("--lens is a part of the page that --html writes: give --html FILE too")
     model = _load(a)
     text = model.chat_prompt([{"role": "user", "content": a.text}]) if a.chat else a.text
     trace = model.trace(text, n_steps=a.n_steps, logits="none")
@@ -156,6 +158,11 @@ def inspect(a: argparse.Namespace) -> None:
         from ouro.views import exit_strip, token_view
 
         view = token_view(trace) + exit_strip(trace)
+        if a.lens:
+            from ouro.measures import logit_lens
+            from ouro.views import lens_table
+
+            view += lens_table(logit_lens(model, text, n_steps=a.n_steps))
         view.save(a.html)
         print(f"wrote {a.html}", file=sys.stderr)
 
@@ -263,6 +270,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n-steps", type=int, help="recurrent steps to run (default: as trained)")
     p.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (needs the notebook extra)")
     p.add_argument("--html", type=Path, metavar="FILE", help="also write a page: tokens with a step selector, exit distributions")
+    p.add_argument("--lens", action="store_true", help="with --html: also what every layer of every step would say")
     p.set_defaults(run=inspect)
     p = commands.add_parser("quantize", help="write a packed model", description=quantize.__doc__)
     p.add_argument("source", metavar="SRC", help="packaged name, directory or hub id")

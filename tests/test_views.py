@@ -10,7 +10,8 @@ import pytest
 from paths import FIXTURES
 
 import ouro
-from ouro.views import attention_grid, exit_strip, token_view
+from ouro.measures import TunedLens, logit_lens
+from ouro.views import attention_grid, exit_strip, lens_table, token_view
 from ouro.views.page import View, shade, shown
 
 VOID = {"meta", "input", "rect", "br", "img"}
@@ -49,7 +50,9 @@ def trace(tiny):
 
 def every_view(trace):
     pattern = np.tril(np.full((4, 2, 3, 3), 0.5, np.float32))
-    return [token_view(trace), token_view(trace, row=1, colour="entropy"), exit_strip(trace, q=0.5), attention_grid(pattern, tokens="abc")]
+    lens = logit_lens(trace._model, ["One day Ann took", "Bob"])
+    return [token_view(trace), token_view(trace, row=1, colour="entropy"), exit_strip(trace, q=0.5), attention_grid(pattern, tokens="abc"),
+            lens_table(lens), lens_table(lens, row=1, last_first=False)]  # fmt: skip
 
 
 def test_views_are_static_and_well_formed(trace):
@@ -76,6 +79,36 @@ def test_exit_strip_is_the_distribution(trace):
     np.testing.assert_allclose(widths, trace.exit_pdf[:, 1, : trace.lengths[1]].T.reshape(-1), atol=1e-4)
     found = re.findall(r"<td>(\d+)</td></tr>", html)
     assert [int(x) for x in found] == trace.exit_step(0.5)[1, : trace.lengths[1]].tolist()
+
+
+def test_lens_table_shows_the_top_token_of_each_place(tiny, trace):
+    lens = logit_lens(tiny, ["One day Ann took", "Bob"])
+    rows = re.findall(r"(?s)<tr[^>]*><th>([^<]*)</th>(.*?)</tr>", str(lens_table(lens, last_first=False)))[1:]
+    assert [name for name, _ in rows] == [f"{'~ ' if layer < 3 else ''}{t}.{layer}" for t in range(4) for layer in range(4)]
+    ids, p = trace.top_tokens(1)
+    for t in range(4):  # the last layer of a step says what the step says, bit for bit
+        cells = re.findall(r'rgba\(68,119,170,([0-9.]+)\)" title="[^"]*">([^<]*)</td>', rows[4 * t + 3][1])
+        assert [word for _, word in cells] == [shown(tiny.to_str_tokens([int(i)])[0], 12) for i in ids[t, 0, :, 0]]
+        np.testing.assert_allclose([float(a) for a, _ in cells], 0.75 * p[t, 0, :, 0], atol=2e-3)
+    last_first = re.findall(r"<tr[^>]*><th>([^<]*)</th>", str(lens_table(lens)))[1:]
+    assert last_first == [name for name, _ in rows][::-1]
+    assert str(lens_table(lens, row=1)).count("<td") == 4 * 4 * trace.lengths[1]
+
+
+def test_lens_table_of_a_tuned_lens_claims_nothing_exact(tiny):
+    lens = logit_lens(tiny, "One day Ann took", tuned=TunedLens(alpha=1.0).fit(tiny, "One day Ann took the cup to the cave."))
+    html = str(lens_table(lens))
+    assert "exact" not in html and html.count("<th>~ ") == 16
+
+
+def test_lens_table_of_something_else(tiny):
+    with pytest.raises(ValueError, match=r"expected the result of ouro\.measures\.logit_lens"):
+        lens_table(ouro.measures.loop_drift(tiny, "One day"))
+    lens = logit_lens(tiny, "One day")
+    with pytest.raises(IndexError, match="expected 0 to 0"):
+        lens_table(lens, row=1)
+    with pytest.raises(ValueError, match="has axes"):
+        lens_table(lens.isel(batch=0))
 
 
 def test_attention_grid_draws_what_is_attended():
@@ -128,7 +161,12 @@ def test_inspect_writes_a_page(tmp_path):
     command = [sys.executable, "-m", "ouro", "inspect", "One day", "--html", str(path)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=FIXTURES)
     assert run.returncode == 0, run.stderr
-    assert "after step 3" in Balanced(path.read_text()).text
+    assert "after step 3" in Balanced(path.read_text()).text and "step.layer" not in path.read_text()
+    run = subprocess.run([*command, "--lens"], capture_output=True, text=True, cwd=FIXTURES)
+    assert run.returncode == 0, run.stderr
+    assert "step.layer" in Balanced(path.read_text()).text
+    run = subprocess.run([*command[:5], "--lens"], capture_output=True, text=True, cwd=FIXTURES)
+    assert run.returncode == 1 and "--html FILE" in run.stderr
 
 
 def test_views_are_imported_on_demand():

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ouro import _core
 from ouro.hooks import point
-from ouro.model import MAX_LANES, Model
+from ouro.engine import MAX_LANES
+from ouro.model import Model
 
 SET = 2  # csrc/tap/plan.h OURO_TAP_SET
 

@@ -10,7 +10,8 @@ Every function returns a `View`: a notebook shows it, `save` writes a page of it
 
 from ouro.views.attention import attention_grid
 from ouro.views.exits import exit_strip
+from ouro.views.lens import lens_table
 from ouro.views.page import View
 from ouro.views.tokens import token_view
 
-__all__ = ["View", "attention_grid", "exit_strip", "token_view"]
+__all__ = ["View", "attention_grid", "exit_strip", "lens_table", "token_view"]

@@ -31,6 +31,8 @@ STYLE = """
 .ouro label{display:inline-block;padding:1px 9px;margin:0 3px 6px 0;border:1px solid rgba(128,128,128,.5);border-radius:9px;cursor:pointer}
 .ouro input:focus-visible+label{outline:2px solid Highlight}
 .ouro .pane{display:none}
+.ouro tr.end>*{border-top:2px solid rgba(128,128,128,.8)}
+.ouro tr.own td{font-weight:600}
 .ouro .bar{display:flex;height:1.1em;min-width:12em}
 .ouro svg text{fill:CanvasText;font:10px system-ui,sans-serif}
 @media (prefers-color-scheme:dark){.ouro{color-scheme:dark}}
