@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ouro import _core
-from ouro.hooks import point
 from ouro.engine import MAX_LANES
+from ouro.hooks import point
 from ouro.model import Model
 
 SET = 2  # csrc/tap/plan.h OURO_TAP_SET
