@@ -83,6 +83,13 @@ int ouro_attention_spans(const ouro_lane *lanes, int n, int heads_per_kv, ouro_s
     return count;
 }
 
+/* positions of block b that the lane sees */
+static int visible_in(const ouro_lane *lane, int b)
+{
+    int visible = lane->pos - b * OURO_BLOCK + 1;
+    return visible < OURO_BLOCK ? visible : OURO_BLOCK;
+}
+
 /* The block with the side rows of the lane's chain that fall into it, or the page's own block when none do. */
 static const uint8_t *visible_block(const ouro_workspace *ws, const ouro_lane *lane, int b, int layer, int head,
                                     uint8_t *copy)
@@ -92,8 +99,7 @@ static const uint8_t *visible_block(const ouro_workspace *ws, const ouro_lane *l
     int copied = 0;
     for (const ouro_side *s = lane->side; s; s = s->parent) {
         if (s->pos / OURO_BLOCK != b) continue;
-        if (!copied && block) memcpy(copy, block, y->block_bytes);
-        else if (!copied) memset(copy, 0, y->block_bytes);
+        if (!copied) ouro_kv_copy_first(y, copy, block, visible_in(lane, b));
         copied = 1;
         ouro_side_to_block(y, copy, s->pos % OURO_BLOCK, ouro_side_row(y, s->rows, layer, head, 0),
                            ouro_side_row(y, s->rows, layer, head, 1));
@@ -138,6 +144,7 @@ static void soften(const ouro_workspace *ws, scratch *t, int row, int visible, f
 typedef struct block_view {
     const uint8_t *block, *next;
     int b, first, rows;
+    int k_tiles;                 /* of the keys that any row sees */
 } block_view;
 
 static block_view view_block(const ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int b, int slot, int head,
@@ -145,15 +152,10 @@ static block_view view_block(const ouro_workspace *ws, const ouro_lane *lanes, o
 {
     const ouro_lane *last = &lanes[span.end - 1];
     block_view y = {.block = visible_block(ws, last, b, slot, head, t->overlaid), .b = b, .rows = (span.end - span.begin) * per_kv};
+    y.k_tiles = ouro_round_up(visible_in(last, b), OURO_TILE) / OURO_TILE;
     if (b < last->pos / OURO_BLOCK && last->pages[b + 1]) y.next = ouro_kv_block(&ws->kv, last->pages[b + 1], slot, head);
     while (lanes[span.begin + y.first / per_kv].pos < b * OURO_BLOCK) y.first += per_kv;
     return y;
-}
-
-static int visible_in(const ouro_lane *lane, int b)
-{
-    int visible = lane->pos - b * OURO_BLOCK + 1;
-    return visible < OURO_BLOCK ? visible : OURO_BLOCK;
 }
 
 static void block_scores(const ouro_workspace *ws, const block_view *y, scratch *t)
@@ -162,8 +164,13 @@ static void block_scores(const ouro_workspace *ws, const block_view *y, scratch 
     const float *k_scale = ouro_kv_k_scales(&ws->kv, y->block);
     ouro_matrix k;
     ouro_kv_view_k(&ws->kv, kernels, y->block, t->expanded, &k);
-    kernels->matmul[k.format][t->q.kind](&k, 0, k.tiles, &t->q, y->first, y->rows, t->s, OURO_BLOCK, 0);
-    for (int row = y->first; k_scale && row < y->rows; row++) kernels->scale_scores(t->s + (size_t)row * OURO_BLOCK, k_scale);
+    kernels->matmul[k.format][t->q.kind](&k, 0, y->k_tiles, &t->q, y->first, y->rows, t->s, OURO_BLOCK, 0);
+    int seen = y->k_tiles * OURO_TILE;
+    for (int row = y->first; row < y->rows; row++) {
+        float *s = t->s + (size_t)row * OURO_BLOCK;
+        memset(s + seen, 0, (size_t)(OURO_BLOCK - seen) * sizeof *s);
+        if (k_scale) kernels->scale_scores(s, k_scale);
+    }
 }
 
 static void block_values(const ouro_workspace *ws, const block_view *y, scratch *t)

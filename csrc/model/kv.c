@@ -142,6 +142,26 @@ void ouro_kv_load(const ouro_kv_layout *y, const uint8_t *block, int at, float *
     }
 }
 
+void ouro_kv_copy_first(const ouro_kv_layout *y, uint8_t *to, const uint8_t *block, int n)
+{
+    size_t e = element_bytes(y->dtype), tile = OURO_BLOCK * OURO_TILE * e, used = (size_t)((n + 1) / 2 * 2) * OURO_TILE * e;
+    size_t keys = (size_t)ouro_round_up(n, OURO_TILE) * (size_t)y->k_pad * e;
+    if (block) memcpy(to, block, keys);
+    else memset(to, 0, keys);
+    for (size_t at = y->v_data; at < y->v_data + y->v_elements * e; at += tile) {
+        if (block) memcpy(to + at, block + at, used);
+        else memset(to + at, 0, used);
+        memset(to + at + used, 0, tile - used);
+    }
+    if (y->dtype != OURO_KV_INT8) return;
+    size_t scales = OURO_BLOCK * sizeof(float);
+    for (int i = 0; i < 2; i++) {
+        size_t at = i ? y->v_scales : y->k_scales;
+        if (block) memcpy(to + at, block + at, scales);
+        else memset(to + at, 0, scales);
+    }
+}
+
 /* ---- means -------------------------------------------------------------------------------------------------- */
 
 static float row_at(const ouro_kv_layout *y, const uint8_t *row, int i)

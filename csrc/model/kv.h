@@ -49,6 +49,9 @@ void ouro_kv_store(const ouro_kv_layout *y, uint8_t *block, int at, const float 
 /* the same to the two rows of a side row, and from there to a block: the bits of ouro_kv_store */
 void ouro_side_store(const ouro_kv_layout *y, uint8_t *k_row, uint8_t *v_row, const float *k, const float *v);
 void ouro_side_to_block(const ouro_kv_layout *y, uint8_t *block, int at, const uint8_t *k_row, const uint8_t *v_row);
+/* The first n positions of a block (NULL: zeros), where a few more will be laid over them: values behind them are zero,
+ * keys behind their tile are left as they were. */
+void ouro_kv_copy_first(const ouro_kv_layout *y, uint8_t *to, const uint8_t *block, int n);
 /* The mean of n side rows, or of n pages, element by element: f32 sum in ascending order, divided by n, rounded to the
  * layout's type as a fresh entry would be. `out` may be one of them. The two agree bit by bit for the same entries. */
 void ouro_side_mean(const ouro_kv_layout *y, uint8_t *const *sides, int n, uint8_t *out);
