@@ -1,11 +1,11 @@
-"""What other requests cost one that decodes, and what a shared beginning saves.
+"""What requests of one engine cost each other, and what they save.
 
-    python benchmarks/serving.py MODEL [--compute bfloat16] [--prompt 256] [--prompts 2] [--tokens 12]
+    python benchmarks/serving.py MODEL [latency] [reuse] [throughput] [--prompt 256] [--new 8]
 
-One request decodes (plain, no speculation). The time between its tokens is taken alone, and while prompts are read under
-several `prefill_lanes`; beside it how fast those prompts are read. Then the time to the first token of a prompt is taken
-cold, and again when an earlier request had the same beginning. Prints a table and one JSON line. Total tokens per second of
-many requests: `ouro bench --batch 1,2,4,8,16`.
+latency: one request decodes, plain; the time between its tokens is taken alone, and while a prompt is read under several
+`prefill_lanes`, beside how fast that prompt is read. reuse: the time to the first token of a prompt, cold, and when an
+earlier request had the same beginning. throughput: tokens per second of so many requests together, plain, with Q-exit and
+with speculation (`ouro bench --batch` has the same beside llama.cpp). Prints tables and one JSON line.
 """
 
 from __future__ import annotations
@@ -58,27 +58,73 @@ def first_token(model: ouro.Model, *, shared: int, own: int) -> dict[str, float]
     return {"cold": seconds[0], "reused": seconds[1], "prefix_tokens": g.stats.prefix_tokens, "prompt_tokens": shared + own}
 
 
+def together(model: ouro.Model, requests: int, new: int, **arguments: Any) -> dict[str, float]:
+    """Tokens per second of all requests together, from when each has its first token until one has all."""
+    with ouro.Engine(model, background=False, prefix_cache_bytes=0) as engine:
+        options = {"eos_token_id": [], "max_new_tokens": 400, **arguments}
+        handles = [engine.submit(tokens(model, 16, 1 + i), **options) for i in range(requests)]
+        made = [h.generation.token_ids for h in handles]
+        while not all(made):
+            engine.step()
+        begin, before, passes = time.perf_counter(), sum(map(len, made)), engine.stats.passes
+        while sum(map(len, made)) < before + new * requests:
+            engine.step()
+        count, seconds = sum(map(len, made)) - before, time.perf_counter() - begin
+        exits = [step for h in handles for step in h.generation.exit_steps]
+        return {"tokens_per_s": count / seconds, "passes_per_token": (engine.stats.passes - passes) * requests / count,
+                "mean_steps": 1 + float(np.mean(exits))}  # fmt: skip
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def latency(model: ouro.Model, prompt: int, new: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    say(f"| while a prompt of {prompt} tokens is read | p50, ms | p95, ms | prompt, tokens/s |\n|---|---|---|---|")
+    for lanes in (0, 32, 256, 8):
+        r = gaps(model, prefill_lanes=lanes or 32, prompt=prompt, prompts=lanes > 0, new=new)
+        name = f"`prefill_lanes={lanes}`" if lanes else "nothing is read"
+        say(f"| {name} | {1e3 * r['p50']:.0f} | {1e3 * r['p95']:.0f} | {r['prompt_tokens_per_s']:.1f} |")
+        found[name] = r
+    return found
+
+
+def reuse(model: ouro.Model, prompt: int) -> dict[str, float]:
+    r = first_token(model, shared=prompt, own=16)
+    say(f"first token of {r['prompt_tokens']} tokens: {r['cold']:.2f} s, with {r['prefix_tokens']} of them taken over {r['reused']:.2f} s")
+    return r
+
+
+def throughput(model: ouro.Model, counts: Sequence[int], new: int, q: float) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    say("| requests | plain, tokens/s | Q-exit, tokens/s | mean steps | speculation, tokens/s |\n|---|---|---|---|---|")
+    for n in counts:
+        plain, early, ahead = (
+            together(model, n, new, **mode)
+            for mode in ({"speculate": False}, {"speculate": False, "exit_threshold": q}, {"speculate": True})
+        )
+        rates = [f"{r['tokens_per_s']:.2f}" for r in (plain, early, ahead)]
+        say(f"| {n} | {rates[0]} | {rates[1]} | {early['mean_steps']:.2f} | {rates[2]} |")
+        found[str(n)] = {"plain": plain, "q": early, "speculate": ahead}
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("--compute", default="bfloat16")
-    p.add_argument("--prompt", type=int, default=256)
-    p.add_argument("--prompts", type=int, default=2)
-    p.add_argument("--tokens", type=int, default=12)
+    p.add_argument("what", nargs="*", default=["latency", "reuse", "throughput"], help="latency, reuse, throughput (default: all)")
+    p.add_argument("--compute", help="default: that of the model")
+    p.add_argument("--prompt", type=int, default=256, help="tokens of a prompt that is read (default: %(default)s)")
+    p.add_argument("--new", type=int, default=8, help="tokens of each request (default: %(default)s)")
+    p.add_argument("--requests", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    p.add_argument("--exit-threshold", type=float, default=0.5)
     a = p.parse_args(argv)
     model = ouro.load(a.model, compute=a.compute)
     model.generate(tokens(model, 8, 9), max_new_tokens=2, **PLAIN)
-    rows = {"alone": gaps(model, prefill_lanes=32, prompt=a.prompt, prompts=0, new=a.tokens)}
-    for lanes in (8, 32, 256):
-        rows[f"prefill_lanes={lanes}"] = gaps(model, prefill_lanes=lanes, prompt=a.prompt, prompts=a.prompts, new=a.tokens)
-    print(f"| while {a.prompts} prompts of {a.prompt} tokens are read | p50, ms | p95, ms | prompts, tokens/s |")
-    print("|---|---|---|---|")
-    for name, r in rows.items():
-        print(f"| {name} | {1e3 * r['p50']:.0f} | {1e3 * r['p95']:.0f} | {r['prompt_tokens_per_s']:.1f} |")
-    reuse = first_token(model, shared=a.prompt, own=16)
-    print(f"first token of {reuse['prompt_tokens']} tokens: {reuse['cold']:.2f} s, "
-          f"with {reuse['prefix_tokens']} of them taken over {reuse['reused']:.2f} s")  # fmt: skip
-    print(json.dumps({"compute": a.compute, "latency": rows, "reuse": reuse}))
+    parts = {"latency": lambda: latency(model, a.prompt, a.new), "reuse": lambda: reuse(model, a.prompt),
+             "throughput": lambda: throughput(model, a.requests, a.new, a.exit_threshold)}  # fmt: skip
+    print(json.dumps({"compute": model.compute, **{what: parts[what]() for what in a.what}}))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -73,7 +74,7 @@ class _Shared:
     engine that nobody holds is collected and its thread ends."""
 
     def __init__(self, core: _core.Engine, log: ScheduleLog | None) -> None:
-        self.core = core
+        self._core: _core.Engine | None = core
         self.log = log
         self.changed = threading.Condition()  # over everything below
         self.requests: dict[int, Request] = {}  # not done
@@ -83,10 +84,21 @@ class _Shared:
         self.pid = os.getpid()
         self._last = core.stats()
 
+    @property
+    def core(self) -> _core.Engine:
+        if self._core is None:
+            raise RuntimeError("this engine is closed")
+        return self._core
+
     def step(self) -> None:
         """One pass, and what follows from it for the requests."""
         before = self.core.cache_bytes()
-        events = self.core.step()
+        try:
+            events = self.core.step()
+        except BaseException as error:  # Ctrl-C, or nothing that a request did: all of them end
+            with self.changed:
+                self._end_all(None if isinstance(error, KeyboardInterrupt) else error)
+            raise
         with self.changed:
             cache_bytes = max(before, self.core.cache_bytes())
             if self.log is not None and not self.closed:
@@ -117,13 +129,14 @@ class _Shared:
                     return
             try:
                 self.step()
-            except BaseException as error:  # nothing a request did: all of them hear of it
+            except BaseException as error:  # also of the log
                 with self.changed:
                     self._end_all(error)
 
     def _end_all(self, error: BaseException | None) -> None:
         for number, request in self.requests.items():
-            self.core.cancel(number)
+            if self._core is not None:
+                self._core.cancel(number)
             if not request.done:
                 request.end(error=error)
         self.requests.clear()
@@ -143,12 +156,13 @@ class _Shared:
             self.thread.join()
         with self.changed:
             self._end_all(None)
-            self._last = self.core.stats()
+            self._last, self._core = self.core.stats(), None  # its memory goes
             if self.log is not None:
                 self.log.close()
 
     def stats(self) -> dict[str, Any]:
-        return self._last if self.closed else self.core.stats()
+        core = self._core
+        return self._last if core is None else core.stats()
 
 
 class Handle:
@@ -212,21 +226,23 @@ class Handle:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         r, at = self._request, 0
-        async for _ in self._engine._changes():
-            while at < len(r.pieces):
-                at += 1
-                yield r.pieces[at - 1]
-            if r.done and at == len(r.pieces):
-                break
+        async with aclosing(self._engine._changes()) as changes:
+            async for _ in changes:
+                while at < len(r.pieces):
+                    at += 1
+                    yield r.pieces[at - 1]
+                if r.done and at == len(r.pieces):
+                    break
         self._outcome()
 
     def __await__(self) -> Generator[Any, None, Generation]:
         return self._finished().__await__()
 
     async def _finished(self) -> Generation:
-        async for _ in self._engine._changes():
-            if self.done:
-                break
+        async with aclosing(self._engine._changes()) as changes:
+            async for _ in changes:
+                if self.done:
+                    break
         return self._outcome()
 
 
@@ -292,7 +308,7 @@ class Engine:
             self._shared.thread.start()
 
     def __repr__(self) -> str:
-        if self._shared.closed:
+        if self._shared.closed or self._shared.pid != os.getpid():
             return "Engine(closed)"
         s = self.stats
         return f"Engine({self.model.path.name!r}, {s.running} running, {s.waiting} waiting)"
@@ -352,6 +368,7 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """Counts as of the last pass."""
+        self._check()
         found: Mapping[str, Any] = self._shared.stats()
         return EngineStats(**{name: found[name] for name in EngineStats.__dataclass_fields__})
 
@@ -401,7 +418,7 @@ class Engine:
         if not ready():
             raise TimeoutError(f"not done within {timeout} s")
 
-    async def _changes(self) -> AsyncIterator[None]:
+    async def _changes(self) -> AsyncGenerator[None, None]:
         """Once now, and then whenever something may have changed."""
         self._check()
         if self._shared.thread is None and not self._shared.closed:
@@ -409,7 +426,7 @@ class Engine:
         loop, wake = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(wake.set)
 
         with self._shared.changed:

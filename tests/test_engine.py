@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -292,6 +293,30 @@ with ouro.Engine(m) as engine:
 def test_the_interpreter_ends_in_order(script):
     done = subprocess.run([sys.executable, "-c", SCRIPTS[script]], capture_output=True, text=True, timeout=120, cwd=FIXTURES)
     assert done.stdout == "end\n" and done.stderr == "" and done.returncode == 0
+
+
+def test_ctrl_c_in_an_engine_of_the_callers_own_thread(tiny):
+    """It ends the requests, not the engine; waiting on does not hang."""
+
+    def interrupt(signal):
+        if signal["step"] == 2:
+            os.kill(os.getpid(), signal_number)
+        return False
+
+    import signal as signals
+
+    signal_number = signals.SIGINT
+    with ouro.Engine(tiny, background=False) as engine:
+        other = engine.submit(STORY, max_new_tokens=20)
+        handle = engine.submit(STORY, max_new_tokens=20, exit_rule=ouro.exits.CustomExit(rule=interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            handle.result()
+            other.result()
+        for h in (handle, other):
+            with suppress(KeyboardInterrupt):
+                h.result()
+        assert handle.done and other.done
+        assert engine.submit(STORY, max_new_tokens=3).result().token_ids == tiny.generate(STORY, max_new_tokens=3).token_ids
 
 
 def rule(signal):

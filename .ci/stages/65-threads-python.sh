@@ -10,4 +10,4 @@ OURO_SANITIZE=thread python setup.py -q build_ext --build-lib "$CI_WORK/tsan" --
 cp -rn ouro/. "$CI_WORK/tsan/ouro/"
 LD_PRELOAD="$library" TSAN_OPTIONS=exitcode=66 PYTHONPATH="$CI_WORK/tsan" \
     pytest -q -p no:cacheprovider tests/test_model.py tests/test_one_answer.py tests/test_engine.py \
-    -k "two_threads or test_threads or alone_against_batch or many_threads or pieces_come or coroutines or closing"
+    -k "two_threads or test_threads or alone_against_batch or many_threads or pieces_come or coroutines or test_closing"
