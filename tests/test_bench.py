@@ -15,7 +15,7 @@ from ouro.bench.command import add_arguments, tasks_of
 from ouro.bench.errors import PeerError
 from ouro.bench.gguf_file import metadata, tensor_names, write_gguf
 from ouro.bench.llama_cpp import _run
-from ouro.bench.results import SCHEMA, Report, Row, merge, ratios, rivals
+from ouro.bench.results import SCHEMA, Report, Row, merge, merge_pairs, pairs_of
 from ouro.checkpoint import open_checkpoint
 from ouro.config import ModelConfig, load_config
 
@@ -35,7 +35,7 @@ def report(*rows):
     peak = {"bfloat16": {"instruction": "x", "rate": 460e9}}
     machine = {"processor": "p", "features": "", "threads": 2, "read": 36e9, "peak": peak}
     model = {"name": "big", "n_layers": 24, "n_steps": 4, "d_model": 2048, "n_params": 1}
-    return Report(machine, model, {"prompt": 512}, {"ouro": "0"}, list(rows))
+    return Report(machine, model, {"prompt": 512}, {"ouro": "0"}, list(rows), pairs_of(rows))
 
 
 def test_the_1_4b_shape_costs_what_the_design_says():
@@ -63,20 +63,27 @@ def test_bounds_take_the_slower_of_bytes_and_operations():
 
 def test_shares_and_ratios_are_taken_by_round():
     ours, rival = row(prefill_512=[40, 20], decode_32=[3, 2]), row("llama.cpp", "BF16", prefill_512=[20, 20], decode_32=[2, 4])
-    assert rivals([ours, rival, row(compute="int8", decode_32=[1])]) == [(ours, rival)]
-    assert ratios(ours, rival) == {"prefill@512": [2.0, 1.0], "decode@32": [1.5, 0.5]}
+    pairs = pairs_of([ours, rival, row(compute="int8", decode_32=[1])])
+    names = ("ouro bfloat16", "llama.cpp BF16")
+    assert pairs == {names: {"prefill@512": [2.0, 1.0], "decode@32": [1.5, 0.5]}}
+    assert merge_pairs([pairs, {names: {"decode@32": [3.0]}}])[names]["decode@32"] == [1.5, 0.5, 3.0]
     assert ours.share("decode@32") == pytest.approx(2.5 / ours.bounds("decode@32")[0])
 
 
 def test_rounds_of_runs_come_together_and_the_line_survives_a_round_trip(tmp_path):
     first, second = report(row(decode_32=[3.0])), report(row(decode_32=[2.0]))
     log = tmp_path / "log"
-    log.write_text(first.line() + "\n" + json.dumps({"schema": "other"}) + "\n")
+    log.write_text("\n".join([first.line(), json.dumps({"schema": "other"}), second.line()]))
     second.absorb(log)
     assert [r.rates for r in second.rows] == [{"decode@32": [3.0, 2.0]}]
     found = json.loads(second.line())
     assert found["schema"] == SCHEMA and found["rows"][0]["figures"]["decode@32"]["median"] == 2.5
     assert Row.from_dict(found["rows"][0]) == second.rows[0]
+    both = report(row(decode_32=[3.0]), row("torch", decode_32=[1.5]))
+    log.write_text(f"{both.line()}\n{first.line()}\n{both.line()}\n")
+    both.absorb(log)
+    assert both.rows[0].rates == {"decode@32": [3.0] * 3}
+    assert both.pairs == {("ouro bfloat16", "torch bfloat16"): {"decode@32": [2.0, 2.0]}}
     assert len(merge([row(decode_32=[1.0]), row(decode_32=[1.0]), row(compute="int8", decode_32=[1.0])])) == 2
 
 

@@ -127,8 +127,8 @@ class LlamaRunner:
         prefill = task.kind == "prefill"
         depth = 0 if prefill or task.n <= 64 else task.n
         found = self._build.bench(self._weights, self._threads, task.n if prefill else 0, task.new, depth)
-        self.entry.memory["peak"] = max(self.entry.memory.get("peak", 0), found[0]["peak"])
-        return {"rate": found[0]["avg_ts"]}
+        self.entry.memory["peak"] = max(self.entry.memory.get("peak", 0), found["peak"])
+        return {"rate": found["avg_ts"]}
 
     def batch(self, requests: int, prompt: int, new: int, mode: str) -> dict[str, float]:
         """One sample of llama-batched-bench."""

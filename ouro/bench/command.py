@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ouro.bench.batched import batched_table, run_batched
 from ouro.bench.candidates import Runner, Task, candidates
 from ouro.bench.llama_cpp import VERSION
 from ouro.bench.machine import LARGEST_READ, UNITS, peak_rate, processor, read_rate
-from ouro.bench.results import Report, Row
+from ouro.bench.results import Report, Row, pairs_of
 from ouro.config import load_config
 from ouro.hub import resolve
 
@@ -54,6 +56,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--new", type=int, default=24, help="tokens decoded for a sample; 0: none (default: %(default)s)")
     p.add_argument("--context", type=_numbers, default=[SHORT], metavar="N,...", help="tokens before those (default: 32); e.g. 32,4096")
     p.add_argument("--rounds", type=int, default=3, help="turns of each candidate (default: %(default)s)")
+    p.add_argument("--seconds", type=float, default=float("inf"), help="start no further sample after so long (default: no limit)")
     p.add_argument("--speculate", action="store_true", help="decode with speculation over steps too")
     p.add_argument("--against", type=_list_of(RUNTIMES), default=[], metavar="torch,llama.cpp",
                    help="peers, in turns with ours; llama.cpp is built once in $OURO_BENCH_CACHE (~/.cache/ouro-bench)")  # fmt: skip
@@ -91,17 +94,19 @@ def _turns(task: Task, runners: list[Runner], rows: list[Row], threads: int) -> 
 def measure(a: argparse.Namespace, directory: Path, threads: int, report: Report) -> list[dict[str, Any]]:
     """Fill the report's rows; returns the batched figures instead when they were asked for."""
     batched: list[dict[str, Any]] = []
+    stop = time.monotonic() + a.seconds
     for compute in a.compute:
         with candidates(directory, compute, a.against, threads) as runners:
             if a.batch:
                 batched += run_batched(runners, a.batch, a.new, a.rounds, a.exit_threshold)
                 continue
             rows = [Row(runner.entry) for runner in runners]
-            for i in range(a.rounds):
-                for task in tasks_of(a):
+            for i, task in itertools.product(range(a.rounds), tasks_of(a)):
+                if time.monotonic() < stop:
                     print(f"{compute}, round {i + 1} of {a.rounds}: {task.key}", file=sys.stderr, flush=True)
                     _turns(task, runners, rows, threads)
             report.rows += rows
+            report.pairs |= pairs_of(rows)
     return batched
 
 
@@ -147,8 +152,8 @@ def bench(a: argparse.Namespace) -> None:
         return
     line = report.line()
     if a.log:
-        report.absorb(a.log)
         _append(a.log, line)
+        report.absorb(a.log)
     if a.plot:
         plot(report, a.plot)
     print(report.line() if a.json else f"{report.table()}\n\n{report.line()}")

@@ -112,12 +112,15 @@ class LlamaCpp:
             os.replace(partial, path)
         return path
 
-    def bench(self, weights: Path, threads: int, prompt: int, new: int, depth: int = 0) -> list[dict[str, Any]]:
-        """What llama-bench prints: one entry for the prompt (if any), one for decoding (if any)."""
-        command = [self.programs / "llama-bench", "-m", weights, "-t", str(threads), "-p", str(prompt), "-n", str(new),
-                   "-d", str(depth), "-r", "1", "-o", "json"]  # fmt: skip
+    def bench(self, weights: Path, threads: int, prompt: int, new: int, depth: int = 0) -> dict[str, Any]:
+        """What llama-bench prints for a prompt, or for `new` tokens behind `depth` others; and the "peak" bytes resident.
+
+        Its own warm-up would run the whole prompt once more; a short prompt before it serves as well.
+        """
+        what = ["-p", f"16,{prompt}", "-n", "0", "--no-warmup"] if prompt else ["-p", "0", "-n", str(new), "-d", str(depth)]
+        command = [self.programs / "llama-bench", "-m", weights, "-t", str(threads), *what, "-r", "1", "-o", "json"]
         text, peak = _run(command, "llama-bench")
-        return [{**entry, "peak": peak} for entry in json.loads(text)]
+        return {**json.loads(text)[-1], "peak": peak}
 
     def batched(self, weights: Path, threads: int, prompt: int, new: int, requests: Sequence[int]) -> list[dict[str, Any]]:
         """What llama-batched-bench prints, one entry per number of requests."""

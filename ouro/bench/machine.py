@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ouro import _core
 
-LARGEST_READ = 1 << 30  # bytes; above it the caches hold nothing of the last read
+LARGEST_READ = 1 << 29  # bytes; above it the caches hold nothing of the last read
 SMALLEST_READ = 1 << 18
 UNITS = ("float32", "bfloat16", "int8")
 REPEATS = 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -85,61 +85,73 @@ def merge(rows: Iterable[Row]) -> list[Row]:
     """Rows of the same candidate become one, its rounds one after another."""
     found: dict[str, Row] = {}
     for row in rows:
-        before = found.get(row.entry.name)
-        if before is None or set(before.rates) != set(row.rates):
-            found[row.entry.name] = row
-            continue
-        rates = {key: before.rates[key] + row.rates[key] for key in row.rates}
-        memory = {key: max(value, before.entry.memory.get(key, 0)) for key, value in row.entry.memory.items()}
-        row.entry.memory = memory
-        limits = {key: before.limits[key] + row.limits[key] for key in row.rates}
-        found[row.entry.name] = Row(row.entry, rates, limits, row.details)
+        into = found.setdefault(row.entry.name, Row(row.entry))
+        for key, rates in row.rates.items():
+            into.rates.setdefault(key, []).extend(rates)
+            into.limits.setdefault(key, []).extend(row.limits[key])
+            into.details[key] = row.details.get(key, {})
+        memory = {key: max(value, into.entry.memory.get(key, 0)) for key, value in row.entry.memory.items()}
+        into.entry = replace(row.entry, memory={**into.entry.memory, **memory})
     return list(found.values())
 
 
-def rivals(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """(ours, rival) of the pairs that compare."""
+Pairs = dict[tuple[str, str], dict[str, list[float]]]
+
+
+def pairs_of(rows: Sequence[Row]) -> Pairs:
+    """Ours over its rival's, by (our name, rival's name), then by task key, one per round; the rows of one run."""
     by_name = {row.entry.name: row for row in rows}
-    pairs = []
-    for row in rows:
-        if row.entry.runtime == "ouro":
-            names = [f"{runtime} {kind}" for runtime, kind in RIVALS[row.entry.compute].items()]
-            pairs += [(row, by_name[name]) for name in names if name in by_name]
-    return pairs
+    found: Pairs = {}
+    for ours in rows:
+        for runtime, kind in RIVALS[ours.entry.compute].items() if ours.entry.runtime == "ouro" else ():
+            rival = by_name.get(f"{runtime} {kind}")
+            if rival is not None:
+                both = [key for key in ours.rates if key in rival.rates]
+                found[ours.entry.name, rival.entry.name] = {
+                    key: [a / b for a, b in zip(ours.rates[key], rival.rates[key], strict=False)] for key in both
+                }
+    return found
 
 
-def ratios(ours: Row, rival: Row) -> dict[str, list[float]]:
-    """Ours over the rival's by task key, one per round."""
-    keys = [key for key in ours.rates if key in rival.rates]
-    return {key: [a / b for a, b in zip(ours.rates[key], rival.rates[key], strict=False)] for key in keys}
+def merge_pairs(runs: Iterable[Pairs]) -> Pairs:
+    """Ratios of several runs, one after another."""
+    found: Pairs = {}
+    for pairs in runs:
+        for names, by_key in pairs.items():
+            for key, values in by_key.items():
+                found.setdefault(names, {}).setdefault(key, []).extend(values)
+    return found
 
 
 @dataclass
 class Report:
-    """A run: the machine, the model, what was asked, and the rows."""
+    """A run, or several that were asked for the same: the machine, the model, what was asked, the rows, the ratios."""
 
     machine: dict[str, Any]
     model: dict[str, Any]
     settings: dict[str, Any]
     versions: dict[str, str]
     rows: list[Row]
+    pairs: Pairs = field(default_factory=dict)
 
     def line(self) -> str:
         """One JSON line."""
-        pairs = [{"ours": a.entry.name, "rival": b.entry.name, "ratios": ratios(a, b),
-                  "median": {key: median(values) for key, values in ratios(a, b).items()}} for a, b in rivals(self.rows)]  # fmt: skip
+        pairs = [{"ours": ours, "rival": rival, "ratios": by_key, "median": {key: median(values) for key, values in by_key.items()}}
+                 for (ours, rival), by_key in self.pairs.items()]  # fmt: skip
         found = {"schema": SCHEMA, "machine": self.machine, "model": self.model, "settings": self.settings, "versions": self.versions,
                  "rows": [row.to_dict() for row in self.rows], "pairs": pairs}  # fmt: skip
         return json.dumps(found)
 
     def absorb(self, path: Path) -> None:
-        """Put the rounds of earlier runs of the same model and settings, from a file of JSON lines, before these."""
-        earlier: list[Row] = []
-        for text in path.read_text().splitlines() if path.exists() else []:
+        """Take the rounds of all runs with the same model and settings from a file of JSON lines."""
+        rows: list[Row] = []
+        pairs: list[Pairs] = []
+        for text in path.read_text().splitlines():
             found = json.loads(text)
             if found.get("schema") == SCHEMA and all(found[k] == getattr(self, k) for k in ("model", "settings")):
-                earlier += [Row.from_dict(row) for row in found["rows"]]
-        self.rows = merge([*earlier, *self.rows])
+                rows += [Row.from_dict(row) for row in found["rows"]]
+                pairs.append({(pair["ours"], pair["rival"]): pair["ratios"] for pair in found["pairs"]})
+        self.rows, self.pairs = merge(rows), merge_pairs(pairs)
 
     def table(self) -> str:
         """Lines for people."""
@@ -147,10 +159,9 @@ class Report:
         head = f"{'tokens/s, bound, share of it':28}" + "".join(f"{key:>27}" for key in keys)
         lines = [*self._head(), "", head + f"{'resident':>11}{'peak MiB':>10}{'load s':>8}"]
         lines += [_line(row, keys) for row in self.rows]
-        pairs = rivals(self.rows)
-        if pairs:
+        if self.pairs:
             lines += ["", f"{'ratio (least to most)':38}" + "".join(f"{key:>27}" for key in keys)]
-            lines += [_ratio_line(a, b, keys) for a, b in pairs]
+            lines += [_ratio_line(f"{ours} / {rival}", by_key, keys) for (ours, rival), by_key in self.pairs.items()]
         guesses = [(row, key, d) for row in self.rows for key, d in row.details.items() if "p1" in d]
         for row, key, d in guesses:
             p2 = f", p2 {d['p2']:.2f}" if "p2" in d else ""
@@ -184,10 +195,9 @@ def _line(row: Row, keys: Sequence[str]) -> str:
     return text + (f"{row.entry.load_seconds:8.1f}" if row.entry.load_seconds is not None else "")
 
 
-def _ratio_line(ours: Row, rival: Row, keys: Sequence[str]) -> str:
-    found = ratios(ours, rival)
-    text = f"{ours.entry.name + ' / ' + rival.entry.name:38}"
+def _ratio_line(names: str, by_key: dict[str, list[float]], keys: Sequence[str]) -> str:
+    text = f"{names:38}"
     for key in keys:
-        values = found.get(key)
+        values = by_key.get(key)
         text += f"{f'{median(values):.2f} ({min(values):.2f} to {max(values):.2f})' if values else '':>27}"
     return text
