@@ -143,12 +143,13 @@ class Report:
         return json.dumps(found)
 
     def absorb(self, path: Path) -> None:
-        """Take the rounds of all runs with the same model and settings from a file of JSON lines."""
+        """Take the rounds of all runs with the same model and threads from a file of JSON lines, whatever tasks each had."""
         rows: list[Row] = []
         pairs: list[Pairs] = []
         for text in path.read_text().splitlines():
             found = json.loads(text)
-            if found.get("schema") == SCHEMA and all(found[k] == getattr(self, k) for k in ("model", "settings")):
+            same = found.get("schema") == SCHEMA and found["model"] == self.model
+            if same and found["machine"]["threads"] == self.machine["threads"]:
                 rows += [Row.from_dict(row) for row in found["rows"]]
                 pairs.append({(pair["ours"], pair["rival"]): pair["ratios"] for pair in found["pairs"]})
         self.rows, self.pairs = merge(rows), merge_pairs(pairs)
