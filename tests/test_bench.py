@@ -187,3 +187,15 @@ def test_command_prints_a_table_and_a_line(tmp_path, capsys, monkeypatch):
     assert [len(f["rates"]) for f in last["rows"][0]["figures"].values()] == [2, 2]
     assert last["rows"][0]["memory"]["peak"] > 0
     assert len(log.read_text().splitlines()) == 2
+
+
+@pytest.mark.core
+def test_command_of_batches(capsys, monkeypatch):
+    from ouro.cli import main
+
+    monkeypatch.setattr("ouro.bench.command.LARGEST_READ", 1 << 22)
+    assert main(["bench", "-m", str(TINY), "--compute", "int8", "--threads", "1", "--new", "3", "--rounds", "1", "--batch", "1,2"]) == 0
+    text = capsys.readouterr().out
+    found = json.loads(text.splitlines()[-1])
+    assert [(r["mode"], r["requests"]) for r in found["rows"]] == [(m, n) for n in (1, 2) for m in ("plain", "q=0.5", "speculate")]
+    assert found["latency"][0]["beside"] > 0 and "from token to token" in text

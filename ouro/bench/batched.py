@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from ouro.bench.candidates import Runner
+from ouro.bench.candidates import Runner, WorkerRunner
 
 PROMPT = 32  # tokens of each prompt
+OTHERS, OTHER_PROMPT = 2, 256  # prompts that are read beside a request whose latency is measured
 
 
 def modes_of(runner: Runner, q: float) -> list[str]:
@@ -32,6 +33,20 @@ def run_batched(runners: Sequence[Runner], requests: Sequence[int], new: int, ro
                     if "mean_steps" in sample:
                         entry["mean_steps"] = sample["mean_steps"]
     return [{**entry, "median": median(entry["rates"])} for entry in found.values()]
+
+
+def latency_line(runner: Runner, new: int, rounds: int) -> dict[str, Any]:
+    """Seconds between the tokens of one request, alone and while other prompts are read; ours."""
+    assert isinstance(runner, WorkerRunner)
+    samples = [runner.latency(OTHERS, OTHER_PROMPT, new) for _ in range(rounds)]
+    figures = {key: median(sample[key] for sample in samples) for key in samples[0]}
+    return {"candidate": runner.entry.name, "others": OTHERS, "prompt": OTHER_PROMPT, **figures, "samples": samples}
+
+
+def latency_text(found: dict[str, Any]) -> str:
+    """One line for people."""
+    return (f"{found['candidate']}: {found['alone'] * 1e3:.0f} ms from token to token alone, {found['beside'] * 1e3:.0f} ms (longest "
+            f"{found['longest'] * 1e3:.0f}) while {found['others']} prompts of {found['prompt']} tokens are read")  # fmt: skip
 
 
 def batched_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -102,6 +102,10 @@ class WorkerRunner:
         """One sample of several requests at once."""
         return self._ask("batch", requests=requests, prompt=prompt, new=new, mode=mode)
 
+    def latency(self, others: int, prompt: int, new: int) -> dict[str, float]:
+        """Seconds between tokens of one request, alone and beside prompts."""
+        return self._ask("latency", others=others, prompt=prompt, new=new)
+
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None

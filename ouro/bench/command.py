@@ -12,7 +12,7 @@ from typing import Any
 
 import ouro
 from ouro import _core
-from ouro.bench.batched import batched_table, run_batched
+from ouro.bench.batched import batched_table, latency_line, latency_text, run_batched
 from ouro.bench.candidates import Runner, Task, candidates
 from ouro.bench.llama_cpp import VERSION
 from ouro.bench.machine import LARGEST_READ, UNITS, peak_rate, processor, read_rate
@@ -91,14 +91,16 @@ def _turns(task: Task, runners: list[Runner], rows: list[Row], threads: int) -> 
             row.add(task.key, sample, ((before[0] + after[0]) / 2, (before[1] + after[1]) / 2))
 
 
-def measure(a: argparse.Namespace, directory: Path, threads: int, report: Report) -> list[dict[str, Any]]:
-    """Fill the report's rows; returns the batched figures instead when they were asked for."""
+def measure(a: argparse.Namespace, directory: Path, threads: int, report: Report) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Fill the report's rows; returns figures of batches and of latency instead when batches were asked for."""
     batched: list[dict[str, Any]] = []
+    latency: list[dict[str, Any]] = []
     stop = time.monotonic() + a.seconds
     for compute in a.compute:
         with candidates(directory, compute, a.against, threads) as runners:
             if a.batch:
                 batched += run_batched(runners, a.batch, a.new, a.rounds, a.exit_threshold)
+                latency.append(latency_line(runners[0], a.new, a.rounds))
                 continue
             rows = [Row(runner.entry) for runner in runners]
             for i, task in itertools.product(range(a.rounds), tasks_of(a)):
@@ -107,7 +109,7 @@ def measure(a: argparse.Namespace, directory: Path, threads: int, report: Report
                     _turns(task, runners, rows, threads)
             report.rows += rows
             report.pairs |= pairs_of(rows)
-    return batched
+    return batched, latency
 
 
 def _versions(against: list[str]) -> dict[str, str]:
@@ -143,11 +145,11 @@ def bench(a: argparse.Namespace) -> None:
         raise ValueError("expected 1 to 1024 threads, at least 1 round, and a prompt or new tokens to time")
     directory = resolve(a.model, local_files_only=a.local_files_only)
     report = new_report(a, directory, threads)
-    batched = measure(a, directory, threads, report)
+    batched, latency = measure(a, directory, threads, report)
     if batched:
         line = json.dumps({"schema": "ouro-bench-batch/1", "machine": report.machine, "model": report.model, "versions": report.versions,
-                           "rows": batched})  # fmt: skip
-        print(line if a.json else f"{batched_table(batched)}\n\n{line}")
+                           "rows": batched, "latency": latency})  # fmt: skip
+        print(line if a.json else "\n".join([batched_table(batched), "", *map(latency_text, latency), "", line]))
         _append(a.log, line)
         return
     line = report.line()

@@ -32,6 +32,7 @@ class Candidate(Protocol):
     def prefill(self, n: int) -> dict[str, float]: ...
     def decode(self, context: int, new: int, speculate: bool) -> dict[str, float]: ...
     def batch(self, requests: int, prompt: int, new: int, mode: str) -> dict[str, float]: ...
+    def latency(self, others: int, prompt: int, new: int) -> dict[str, float]: ...
 
 
 def tokens(config: ModelConfig, n: int, seed: int = 1) -> list[int]:
@@ -84,6 +85,25 @@ class Ouro:
         return {"rate": requests * new / (times[1] - times[0]), "mean_steps": 1 + float(np.mean(exits)),
                 "prefill_rate": requests * prompt / times[0]}  # fmt: skip
 
+    def latency(self, others: int, prompt: int, new: int) -> dict[str, float]:
+        """Seconds between the tokens of one request, alone and while `others` prompts are read beside it."""
+        from ouro.engine import Engine
+
+        marks: list[float] = []
+        with Engine(self.model, background=False, prefix_cache_bytes=0) as engine:
+            one = engine.submit(tokens(self.config, WARM), max_new_tokens=2 * new, eos_token_id=[], speculate=False)
+            rest: list[Any] = []
+            while not one.done and not (rest and all(handle.done for handle in rest)):
+                engine.step()
+                if len(one.generation.token_ids) > len(marks):
+                    marks.append(time.perf_counter())
+                if len(marks) == new and not rest:
+                    prompts = [tokens(self.config, prompt, seed) for seed in range(others)]
+                    rest = [engine.submit(ids, max_new_tokens=1, eos_token_id=[], speculate=False) for ids in prompts]
+        gaps = np.diff(marks)
+        alone, beside = gaps[: new - 1], gaps[new - 1 :]
+        return {"alone": float(np.median(alone)), "beside": float(np.median(beside)), "longest": float(np.max(beside))}
+
 
 class Torch:
     """The plain PyTorch forward of `ouro.bench.torch_forward`."""
@@ -125,6 +145,10 @@ class Torch:
         """Not there."""
         raise ValueError("PyTorch's forward runs one sequence")
 
+    def latency(self, others: int, prompt: int, new: int) -> dict[str, float]:
+        """Not there."""
+        raise ValueError("PyTorch's forward runs one sequence")
+
 
 def memory() -> dict[str, int]:
     """Bytes of this process: resident now, and at most so far."""
@@ -138,7 +162,9 @@ def answer(candidate: Candidate, request: dict[str, Any]) -> dict[str, Any]:
         return dict(candidate.prefill(**request))
     if task == "decode":
         return dict(candidate.decode(**request))
-    return dict(candidate.batch(**request)) if task == "batch" else dict(memory())
+    if task == "batch":
+        return dict(candidate.batch(**request))
+    return dict(candidate.latency(**request)) if task == "latency" else dict(memory())
 
 
 def main() -> None:
