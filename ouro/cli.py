@@ -169,7 +169,13 @@ def inspect(a: argparse.Namespace) -> None:
 
 def quantize(a: argparse.Namespace) -> None:
     """Write a packed model: a directory that loads at once (ouro.load(DST), -m DST), and whose model.ouro C programs read."""
-    model = ouro.load(a.source, compute=a.compute, formats=dict(a.formats), threads=a.threads, local_files_only=a.local_files_only)
+    calibrate: Any = a.calibrate is not None
+    if isinstance(a.calibrate, Path):
+        from ouro.quality import read_texts
+
+        calibrate = read_texts(a.calibrate)
+    model = ouro.load(a.source, compute=a.compute, formats=dict(a.formats), calibrate=calibrate, threads=a.threads,
+                      local_files_only=a.local_files_only)  # fmt: skip
     model.save_packed(a.directory)
     size = sum(p.stat().st_size for p in a.directory.iterdir())
     print(f"wrote {a.directory}, {size:,} bytes, {model.compute}", file=sys.stderr)
@@ -276,6 +282,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("source", metavar="SRC", help="packaged name, directory or hub id")
     p.add_argument("directory", metavar="DST", type=Path, help="a directory that does not exist yet")
     p.add_argument("--compute", choices=COMPUTE, default="int8", help="default: %(default)s")
+    p.add_argument("--calibrate", nargs="?", const=True, type=Path, metavar="FILE",
+                   help="choose int4 weights by what they are multiplied with on texts (default: shipped ones)")  # fmt: skip
     p.add_argument("--report", action="store_true", help="then compare with float32, as `ouro report` does")
     _formats_argument(p)
     _report_arguments(p)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ouro import _core
-from ouro.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ouro.checkpoint import LAYER_TENSORS, Checkpoint, TensorInfo, open_checkpoint
 from ouro.checkpoint.schema import core_tensor
 from ouro.config import ModelConfig
 from ouro.errors import CheckpointError, MemoryLimitError
@@ -23,6 +26,8 @@ Format = Literal["bfloat16", "int8", "int4"]
 CHOICES: dict[str, tuple[Format, ...]] = {
     "o": ("int8", "int4"), "down": ("int8", "int4"), "head": ("bfloat16", "int8"), "embed": ("bfloat16", "int8"),
 }  # fmt: skip
+Quantiser = Callable[[Checkpoint, Sequence[str]], Iterable[tuple[str, NDArray[np.uint16], NDArray[np.int8]]]]
+LAYER_MATRICES = [name for name in LAYER_TENSORS if name.endswith("_proj.weight")]
 PIECE_BYTES = 4 << 20  # of a tensor, read and packed at a time
 USUAL_HEAD = {"int8": "bfloat16", "int4": "int8"}  # weight_formats
 PART_OF = {"embed_tokens": "embed", "lm_head": "head", "o_proj": "o", "down_proj": "down"}
@@ -34,6 +39,11 @@ def blas_library() -> Path | None:
     folder = Path(__file__).parent / "_libs"
     found = sorted(folder.glob("libscipy_openblas*.so*")) if folder.is_dir() else []
     return found[0] if found else None
+
+
+def part_of(name: str) -> str:
+    """The part of `formats` that a tensor belongs to."""
+    return next((part for key, part in PART_OF.items() if key in name), "layers")
 
 
 def weight_formats(checkpoint: Checkpoint, compute: Compute, chosen: Mapping[Part, Format] | None = None) -> dict[str, str]:
@@ -59,7 +69,7 @@ def _pieces(info: TensorInfo) -> Iterator[tuple[int, int, int]]:
         yield row, row * row_bytes, min(step, rows - row) * row_bytes
 
 
-def _pack(checkpoint: Checkpoint, core: _core.Model, readers: int) -> None:
+def _pack(checkpoint: Checkpoint, core: _core.Model, readers: int, skip: Collection[str] = ()) -> None:
     local = threading.local()
 
     def work(job: tuple[TensorInfo, int, int, int]) -> int:
@@ -74,9 +84,9 @@ def _pack(checkpoint: Checkpoint, core: _core.Model, readers: int) -> None:
 
     from tqdm.auto import tqdm  # a quarter of the time of `import ouro` otherwise
 
-    jobs = [(info, *piece) for info in checkpoint.tensors.values() for piece in _pieces(info)]
+    jobs = [(info, *piece) for info in checkpoint.tensors.values() if info.name not in skip for piece in _pieces(info)]
     with ThreadPoolExecutor(readers) as crew, tqdm(
-        total=checkpoint.total_bytes, unit="B", unit_scale=True, desc="loading", delay=1.0, leave=False
+        total=sum(job[-1] for job in jobs), unit="B", unit_scale=True, desc="loading", delay=1.0, leave=False
     ) as bar:
         try:
             for nbytes in crew.map(work, jobs):
@@ -125,8 +135,9 @@ def _check_kv_dtype(kv_dtype: str | None, compute: str) -> KVDtype:
 
 
 def _from_checkpoint(
-    directory: Path, compute: Compute, formats: Mapping[Part, Format] | None, threads: int | None, isa: str | None
-) -> tuple[_core.Model, ModelConfig]:
+    directory: Path, compute: Compute, formats: Mapping[Part, Format] | None, threads: int | None, isa: str | None,
+    quantiser: Quantiser | None,
+) -> tuple[_core.Model, ModelConfig]:  # fmt: skip
     """Pack a directory in the released format; the core lacks finish()."""
     with open_checkpoint(directory) as checkpoint:
         checkpoint.check_small_tensors()
@@ -138,7 +149,12 @@ def _from_checkpoint(
             c.n_layers, c.n_steps, c.n_heads, c.n_key_value_heads, c.d_model, c.d_head, c.d_mlp, c.d_vocab, c.n_ctx,
             c.eps, c.rope_theta, c.tie_word_embeddings, compute, **stored, isa=isa,
         )  # fmt: skip
-        _pack(checkpoint, core, min(4, threads or _core.cpu_count()))
+        given = set()
+        if quantiser is not None:
+            for name, scales, q in quantiser(checkpoint, [n for n in LAYER_MATRICES if stored[part_of(n)] == "int4"]):
+                core.put_int4(*core_tensor(name), scales, q)
+                given.add(name)
+        _pack(checkpoint, core, min(4, threads or _core.cpu_count()), given)
     return core, c
 
 
@@ -153,23 +169,30 @@ def load_core(
     formats: Mapping[Part, Format] | None,
     mmap: bool,
     verify: bool,
+    quantiser: Quantiser | None = None,
 ) -> Loaded:
-    """A model from a directory, packed or in the released format; arguments as in `ouro.load`."""
+    """A model from a directory, packed or in the released format; arguments as in `ouro.load`.
+
+    `quantiser(checkpoint, parts)` gives (tensor name, scales, q) for the int4 matrices `parts` of every layer, instead of the
+    search while packing (ouro/calibration.py).
+    """
     _check_arguments(compute, exact, threads, formats)
+    if quantiser is not None and compute != "int4":
+        raise ValueError(f"calibrate chooses int4 weights; it does nothing for compute={compute!r}")
     blas = None if exact else blas_library()
     if not exact and blas is None:
         raise OSError("exact=False needs the OpenBLAS that ships with the wheels; this installation has none")
     begin = time.perf_counter()
     if is_packed(directory):
-        if formats:
-            raise ValueError(f"formats chooses how parts are stored while packing; {directory} is packed already")
+        if formats or quantiser is not None:
+            raise ValueError(f"formats and calibrate choose how weights are stored while packing; {directory} is packed already")
         core, config, packed_for = open_packed(directory, compute=compute, isa=isa, mmap=mmap, verify=verify, threads=threads)
         used = cast(Compute, packed_for)
         kv = _check_kv_dtype(kv_dtype, used)
     else:
         used = compute or "bfloat16"
         kv = _check_kv_dtype(kv_dtype, used)
-        core, config = _from_checkpoint(directory, used, formats, threads, isa)
+        core, config = _from_checkpoint(directory, used, formats, threads, isa, quantiser)
     core.finish(threads or 0, kv, None if blas is None else str(blas))
     return Loaded(core, config, used, kv, time.perf_counter() - begin)
 
@@ -180,8 +203,7 @@ def packed_bytes(checkpoint: Checkpoint, formats: dict[str, str]) -> int:
     total = 0.0
     for name, info in checkpoint.tensors.items():
         count = info.nbytes // (4 if info.dtype == "F32" else 2)
-        part = next((p for key, p in PART_OF.items() if key in name), "layers")
-        total += count * size[formats[part]]
+        total += count * size[formats[part_of(name)]]
     return int(total)
 
 

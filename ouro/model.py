@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -16,6 +17,7 @@ from ouro import _core
 from ouro.cache import ActivationCache
 from ouro.capture import CaptureDtype, CapturePlan, Positions, StopAt
 from ouro.chat import ChatTemplate, Message
+from ouro.checkpoint import Checkpoint
 from ouro.checkpoint.schema import core_tensor, expected_shapes
 from ouro.config import ModelConfig
 from ouro.edits import Edit, FwdHooks, HookFunction
@@ -446,6 +448,7 @@ def load(
     *,
     compute: Compute | None = None,
     formats: Mapping[Part, Format] | None = None,
+    calibrate: bool | Sequence[str] | Sequence[Sequence[int]] = False,
     exact: bool = True,
     threads: int | None = None,
     kv_dtype: KVDtype | None = None,
@@ -470,6 +473,9 @@ def load(
         With "int8" and "int4": how some parts are stored, where not as usual, e.g. `{"down": "int8", "head": "bfloat16"}`.
         "o" (attention output) and "down" (feed-forward output) are "int8" or "int4", "head" and "embed" "bfloat16" or
         "int8". Unless chosen, both are bfloat16 in int8 (most of its loss would be the head's) and int8 in int4.
+    calibrate
+        With "int4": texts or id lists, or True for shipped ones, on which the weights are chosen for least error over all
+        recurrent steps (`ouro.calibration`). Takes minutes for large models: do it once and `save_packed`.
     exact
         False lets large float32 products go through OpenBLAS: agrees to rounding, and loses the promise that a result
         never depends on batch, threads or chunking.
@@ -495,8 +501,11 @@ def load(
         When the packed weights would not fit.
     """
     path = resolve(path_or_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    quantiser = None
+    if calibrate is not False:
+        quantiser = partial(_calibrated, path, calibrate, threads)
     made = load_core(path, compute=compute, exact=exact, threads=threads, kv_dtype=kv_dtype, isa=isa, formats=formats,
-                     mmap=mmap, verify=verify)  # fmt: skip
+                     mmap=mmap, verify=verify, quantiser=quantiser)  # fmt: skip
     return Model(made.core, made.config, path, _label(made.core, made.compute, exact), made.kv_dtype, made.seconds)
 
 
@@ -508,3 +517,16 @@ def _label(core: _core.Model, compute: str, exact: bool) -> str:
         notes += [f"{part} {formats[part]}" for part in ("o", "down") if formats[part] != formats["layers"]]
         notes += [f"head {formats['head']}"] if formats["head"] != USUAL_HEAD[compute] else []
     return f"{compute} ({', '.join(notes)})" if notes else compute
+
+
+def _calibrated(
+    path: Path, texts: Literal[True] | Sequence[str] | Sequence[Sequence[int]], threads: int | None, checkpoint: Checkpoint,
+    parts: Sequence[str],
+) -> Iterator[tuple[str, NDArray[np.uint16], NDArray[np.int8]]]:  # fmt: skip
+    """`ouro.calibration.calibrated` with a bfloat16 model of the same checkpoint."""
+    from ouro.calibration import calibrated
+    from ouro.quality import default_inputs
+
+    model = load(path, compute="bfloat16", threads=threads)
+    sequences = default_inputs(model, "calibration") if texts is True else model._many(texts)[0]
+    return calibrated(checkpoint, model, sequences, parts)

@@ -162,6 +162,10 @@ void ouro_widen(ouro_dtype dtype, const void *src, size_t n, float *dst);
  * of a tile belongs to two rows. BF16 rounds to nearest even; INT8 and INT4 choose their scales here. */
 void ouro_matrix_put_row(ouro_matrix *m, int slot, ouro_dtype dtype, const void *src);
 
+/* Packs one row of an INT4 matrix that is quantised already: scales [cols / 64, rounded up] bf16, q [cols] -8..7 (others are
+ * clamped). */
+void ouro_matrix_put_int4(ouro_matrix *m, int slot, const uint16_t *scales, const int8_t *q);
+
 /* Reads one row back, as f32 [cols] (dequantised). Used for embeddings and for tests. */
 void ouro_matrix_get_row(const ouro_matrix *m, int slot, float *dst);
 

@@ -87,6 +87,14 @@ static float quantize4(const float *w, float s, uint8_t *q)
     return error;
 }
 
+static void store4(const tile_row *t, int group, uint16_t scale, const uint8_t *q)
+{
+    ((uint16_t *)(void *)t->scales)[group * OURO_TILE + t->row] = scale;
+    for (int i = 0; i < OURO_GROUP4 / 2; i++)
+        t->body[(((size_t)group * 8 + (size_t)(i / 4)) * OURO_TILE + (size_t)t->row) * 4 + (size_t)(i % 4)] =
+            (uint8_t)(q[i] | q[i + 32] << 4);
+}
+
 static void put_int4(const tile_row *t, int group, const float *w)
 {
     static const float divisor[] = {-8.0f, -7.5f, -7.0f, -8.5f, 7.0f, 7.5f, -6.5f, 8.0f};
@@ -100,10 +108,7 @@ static void put_int4(const tile_row *t, int group, const float *w)
         float error = quantize4(w, ouro_bf16_to_f32(s), q);
         if (error < least) least = error, scale = s, memcpy(best, q, sizeof q);
     }
-    ((uint16_t *)(void *)t->scales)[group * OURO_TILE + t->row] = scale;
-    for (int i = 0; i < OURO_GROUP4 / 2; i++)
-        t->body[(((size_t)group * 8 + (size_t)(i / 4)) * OURO_TILE + (size_t)t->row) * 4 + (size_t)(i % 4)] =
-            (uint8_t)(best[i] | best[i + 32] << 4);
+    store4(t, group, scale, best);
 }
 
 /* bf16 to bf16 tiles: the case of the released checkpoints, a plain scatter of 32-bit pairs */
@@ -135,6 +140,20 @@ void ouro_matrix_put_row(ouro_matrix *m, int slot, ouro_dtype dtype, const void 
             if (m->format == OURO_F32) ((float *)(void *)t.body)[at] = w[i];
             else ((uint16_t *)(void *)t.body)[at] = ouro_f32_to_bf16(w[i]);
         }
+    }
+}
+
+void ouro_matrix_put_int4(ouro_matrix *m, int slot, const uint16_t *scales, const int8_t *q)
+{
+    tile_row t = locate(m, slot);
+    for (int group = 0; group < m->kpad / OURO_GROUP4; group++) {
+        uint8_t stored[OURO_GROUP4];
+        int k = group * OURO_GROUP4;
+        for (int i = 0; i < OURO_GROUP4; i++) {
+            int v = k + i < m->cols ? q[k + i] : 0;
+            stored[i] = (uint8_t)((v < -8 ? -8 : v > 7 ? 7 : v) + 8);
+        }
+        store4(&t, group, k < m->cols ? scales[group] : 0, stored);
     }
 }
 

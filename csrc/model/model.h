@@ -73,6 +73,9 @@ void ouro_model_place(ouro_model *m, uint8_t *arena);
  * tensors that no layer owns. Different rows may be put by different threads at the same time. */
 int ouro_model_put(ouro_model *m, ouro_tensor tensor, int layer, ouro_dtype dtype, int row0, int n_rows,
                    const void *data);
+/* The same for a matrix of a layer in INT4 that is quantised already: scales [n_rows][cols / 64, rounded up] bf16, q [n_rows][cols]. */
+int ouro_model_put_int4(ouro_model *m, ouro_tensor tensor, int layer, int row0, int n_rows, const uint16_t *scales,
+                        const int8_t *q);
 /* The same rows back, as they are stored (dequantised): out [n_rows][cols] f32. A tied head is the embedding. */
 int ouro_model_get(const ouro_model *m, ouro_tensor tensor, int layer, int row0, int n_rows, float *out);
 /* Checks that every row of every tensor was put exactly as often as expected; the model is usable from here on. */

@@ -258,6 +258,26 @@ int ouro_model_put(ouro_model *m, ouro_tensor tensor, int layer, ouro_dtype dtyp
     return OURO_OK;
 }
 
+int ouro_model_put_int4(ouro_model *m, ouro_tensor tensor, int layer, int row0, int n_rows, const uint16_t *scales,
+                        const int8_t *q)
+{
+    int cols, slot;
+    if (!m || !scales || !q) return ouro_fail(OURO_ERR_ARGUMENT, "model, scales and q must not be NULL");
+    if (m->ready) return ouro_fail(OURO_ERR_STATE, "the model is finished; its weights can not change");
+    if (is_vector(tensor) || tensor < OURO_T_Q) return ouro_fail(OURO_ERR_ARGUMENT, "tensor %d is no matrix of a layer", (int)tensor);
+    int status = check_rows(m, tensor, layer, row0, n_rows, &cols);
+    if (status != OURO_OK) return status;
+    if (slot_of(m, tensor, layer, 0, &slot)->format != OURO_INT4)
+        return ouro_fail(OURO_ERR_ARGUMENT, "%s is not stored as int4", names[tensor]);
+    size_t groups = (size_t)(cols + OURO_GROUP4 - 1) / OURO_GROUP4;
+    for (int i = 0; i < n_rows; i++) {
+        ouro_matrix *w = slot_of(m, tensor, layer, row0 + i, &slot);
+        ouro_matrix_put_int4(w, slot, scales + (size_t)i * groups, q + (size_t)i * (size_t)cols);
+    }
+    atomic_fetch_add(&m->rows_seen[counter_of(tensor, layer)], n_rows);
+    return OURO_OK;
+}
+
 int ouro_model_get(const ouro_model *m, ouro_tensor tensor, int layer, int row0, int n_rows, float *out)
 {
     int cols;
@@ -265,6 +285,7 @@ int ouro_model_get(const ouro_model *m, ouro_tensor tensor, int layer, int row0,
     if (!m->ready) return ouro_fail(OURO_ERR_STATE, "the model's weights are not complete");
     if (tensor < OURO_T_Q) layer = 0;
     int status = check_rows(m, tensor, layer, row0, n_rows, &cols);
+    if (status == OURO_OK) status = ouro_map_check(&m->map);
     if (status != OURO_OK) return status;
     if (tensor == OURO_T_HEAD && m->config.tied) tensor = OURO_T_EMBED;
     ouro_model *place = (ouro_model *)(uintptr_t)m;            /* only to find where a row lies */

@@ -136,6 +136,29 @@ static PyObject *model_put(PyObject *o, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* put_int4(tensor, layer, scales, q): a whole matrix of a layer; scales uint16 [rows, groups], q int8 [rows, cols] */
+static PyObject *model_put_int4(PyObject *o, PyObject *args)
+{
+    model_object *self = (model_object *)o;
+    int tensor, layer, rows, cols, status = OURO_ERR_ARGUMENT;
+    Py_buffer scales, q;
+    if (!PyArg_ParseTuple(args, "iiy*y*", &tensor, &layer, &scales, &q)) return NULL;
+    if ((unsigned)tensor >= OURO_N_TENSORS) {
+        ouro_fail(status, "unknown tensor %d", tensor);
+    } else {
+        ouro_tensor_shape(&self->model->config, (ouro_tensor)tensor, &rows, &cols);
+        Py_ssize_t groups = (cols + OURO_GROUP4 - 1) / OURO_GROUP4;
+        if (scales.len != 2 * rows * groups || q.len != (Py_ssize_t)rows * cols)
+            ouro_fail(status, "%s: %zd bytes of scales and %zd of q, expected %zd and %zd", ouro_tensor_name((ouro_tensor)tensor),
+                      scales.len, q.len, 2 * rows * groups, (Py_ssize_t)rows * cols);
+        else status = ouro_model_put_int4(self->model, (ouro_tensor)tensor, layer, 0, rows, scales.buf, q.buf);
+    }
+    PyBuffer_Release(&scales);
+    PyBuffer_Release(&q);
+    if (status != OURO_OK) return ouro_raise(status);
+    Py_RETURN_NONE;
+}
+
 static PyObject *model_finish(PyObject *o, PyObject *args)
 {
     model_object *self = (model_object *)o;
@@ -379,6 +402,8 @@ static PyObject *model_info(PyObject *o, PyObject *unused)
 
 static PyMethodDef methods[] = {
     {"put", model_put, METH_VARARGS, "put($self, tensor, layer, dtype, row0, data, /)\n--\n\nPacks whole rows of one tensor."},
+    {"put_int4", model_put_int4, METH_VARARGS,
+     "put_int4($self, tensor, layer, scales, q, /)\n--\n\nPacks a matrix of a layer that is quantised already."},
     {"finish", model_finish, METH_VARARGS, "finish($self, threads, kv_dtype, blas=None, /)\n--\n\nChecks that all weights came; readies the model."},
     {"weight", model_weight, METH_VARARGS,
      "weight($self, tensor, layer, row0, n_rows, /)\n--\n\nRows of one tensor as they are stored, float32."},
