@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro.checkpoint import Checkpoint
+from ouro.errors import CheckpointError
 from ouro.model import Model
 
 GROUP = 64
@@ -30,9 +31,10 @@ INPUTS = {
 
 
 def to_bf16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Bits of bfloat16, nearest even; finite values only."""
+    """Bits of bfloat16, nearest even, denormals to zero as in the core; finite values only."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return np.asarray((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, np.uint16)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(bits & 0x7F800000 == 0, bits >> 16 & 0x8000, rounded).astype(np.uint16)
 
 
 def from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -148,5 +150,8 @@ def calibrated(
             for layer in layers:
                 for part in parts:
                     name = f"model.layers.{layer}.{part}"
-                    yield name, *quantise(checkpoint.read_f32(name), seen[layer, INPUTS[part]])
+                    w = checkpoint.read_f32(name)
+                    if not np.isfinite(w).all():
+                        raise CheckpointError("weights are not finite", file=checkpoint.directory, tensor=name)
+                    yield name, *quantise(w, seen[layer, INPUTS[part]])
                     bar.update(1)

@@ -59,16 +59,25 @@ static tile_row locate(const ouro_matrix *m, int slot)
     return (tile_row){tile, tile + ((scales + 63) & ~(size_t)63), slot % OURO_TILE};
 }
 
+/* 0, or NaN when a value is not finite: added to a scale it makes the product show what no integer can */
+static float poison(const float *w, int n)
+{
+    float sum = 0.0f;
+    for (int i = 0; i < n; i++) sum += w[i] * 0.0f;
+    return sum;
+}
+
 static void put_int8(const tile_row *t, int group, const float *w)
 {
     float amax = 0.0f;
     for (int i = 0; i < OURO_GROUP; i++) amax = fabsf(w[i]) > amax ? fabsf(w[i]) : amax;
-    uint16_t scale = ouro_f32_to_bf16(amax / 127.0f);
+    uint16_t scale = ouro_f32_to_bf16(amax / 127.0f + poison(w, OURO_GROUP));
     float s = ouro_bf16_to_f32(scale), inverse = s > 0.0f ? 1.0f / s : 0.0f;
     ((uint16_t *)(void *)t->scales)[group * OURO_TILE + t->row] = scale;
     for (int i = 0; i < OURO_GROUP; i++) {
         float q = rintf(w[i] * inverse);
-        q = q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q;
+        q = q > -127.0f ? q : -127.0f;           /* NaN too */
+        q = q < 127.0f ? q : 127.0f;
         t->body[(((size_t)group * 32 + (size_t)(i / 4)) * OURO_TILE + (size_t)t->row) * 4 + (size_t)(i % 4)] =
             (uint8_t)((int)q + 128);
     }
@@ -80,7 +89,8 @@ static float quantize4(const float *w, float s, uint8_t *q)
     float error = 0.0f, inverse = s != 0.0f ? 1.0f / s : 0.0f;
     for (int i = 0; i < OURO_GROUP4; i++) {
         float v = rintf(w[i] * inverse);
-        v = v > 7.0f ? 7.0f : v < -8.0f ? -8.0f : v;
+        v = v > -8.0f ? v : -8.0f;               /* NaN too */
+        v = v < 7.0f ? v : 7.0f;
         q[i] = (uint8_t)((int)v + 8);
         error += (w[i] - v * s) * (w[i] - v * s);
     }
@@ -106,9 +116,9 @@ static void put_int4(const tile_row *t, int group, const float *w)
     for (size_t c = 0; c < sizeof divisor / sizeof *divisor; c++) {
         uint16_t s = ouro_f32_to_bf16(extreme / divisor[c]);
         float error = quantize4(w, ouro_bf16_to_f32(s), q);
-        if (error < least) least = error, scale = s, memcpy(best, q, sizeof q);
+        if (error <= least) least = error, scale = s, memcpy(best, q, sizeof q);
     }
-    store4(t, group, scale, best);
+    store4(t, group, poison(w, OURO_GROUP4) == 0.0f ? scale : 0x7fc0, best);
 }
 
 /* bf16 to bf16 tiles: the case of the released checkpoints, a plain scatter of 32-bit pairs */

@@ -99,6 +99,48 @@ static void test_quantised(ouro_format format)
     }
 }
 
+/* one value that is not finite: the whole group shows it, the others are not touched */
+static void test_not_finite(void)
+{
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    static const ouro_format formats[] = {OURO_INT8, OURO_INT4};
+    for (int f = 0; f < 2; f++)
+        for (int b = 0; b < 3; b++) {
+            ouro_matrix m = packed(formats[f], 1, 2 * OURO_GROUP);
+            float w[2 * OURO_GROUP], back[2 * OURO_GROUP];
+            for (int i = 0; i < 2 * OURO_GROUP; i++) w[i] = (float)(i % 7) - 3.0f;
+            w[130] = bad[b];
+            ouro_matrix_put_row(&m, 0, OURO_DT_F32, w);
+            ouro_matrix_get_row(&m, 0, back);
+            EXPECT(isnan(back[130]) && isnan(back[190]), "format %d: %g is hidden", formats[f], (double)bad[b]);
+            EXPECT(fabsf(back[0] - w[0]) < 0.3f && fabsf(back[127] - w[127]) < 0.3f, "format %d: a neighbour is touched", formats[f]);
+            ouro_free(m.data);
+        }
+}
+
+/* quantised values go in as they are, for any number of columns, and others are clamped */
+static void test_given_int4(void)
+{
+    uint64_t seed = 10;
+    for (int cols = 1; cols < 300; cols += 13) {
+        ouro_matrix m = packed(OURO_INT4, 3, cols);
+        int groups = (cols + OURO_GROUP4 - 1) / OURO_GROUP4, wrong = 0;
+        uint16_t scales[8];
+        int8_t q[300];
+        float back[300];
+        for (int g = 0; g < groups; g++) scales[g] = ouro_f32_to_bf16(normal(&seed));
+        for (int i = 0; i < cols; i++) q[i] = (int8_t)(below(&seed, 20) - 10);
+        ouro_matrix_put_int4(&m, 1, scales, q);
+        ouro_matrix_get_row(&m, 1, back);
+        for (int i = 0; i < cols; i++) {
+            float v = (float)(q[i] < -8 ? -8 : q[i] > 7 ? 7 : q[i]);
+            wrong += back[i] != v * ouro_bf16_to_f32(scales[i / OURO_GROUP4]);
+        }
+        EXPECT(!wrong, "%d of %d given int4 values come back otherwise", wrong, cols);
+        ouro_free(m.data);
+    }
+}
+
 /* squared error of int4 as packed, and of the plain choice -extreme / 8 */
 static void test_search(void)
 {
@@ -137,6 +179,8 @@ static void test_packing(void)
     test_quantised(OURO_INT8);
     test_quantised(OURO_INT4);
     test_search();
+    test_not_finite();
+    test_given_int4();
 }
 
 static void nothing(const ouro_kernels *k) { (void)k; }
