@@ -237,12 +237,23 @@ void ouro_work_init_own(ouro_work *w, int n_units, int thread, int n_threads)
                           memory_order_relaxed);
 }
 
+/* What to take of `left` units: a chunk, but towards the end of a share a quarter of it, down to a quarter of a chunk, so
+ * that the threads finish together. */
+static uint32_t portion(uint32_t left, uint32_t chunk)
+{
+    uint32_t least = chunk / 4 > 1 ? chunk / 4 : 1, take = left / 4;
+    if (take > chunk) take = chunk;
+    if (take < least) take = least;
+    return take < left ? take : left;
+}
+
 static bool take_front(_Atomic uint64_t *range, int chunk, int *begin, int *end)
 {
     uint64_t r = atomic_load_explicit(range, memory_order_relaxed);
     for (;;) {
-        uint32_t b = (uint32_t)r, e = (uint32_t)(r >> 32), take = b + (uint32_t)chunk < e ? b + (uint32_t)chunk : e;
+        uint32_t b = (uint32_t)r, e = (uint32_t)(r >> 32);
         if (b >= e) return false;
+        uint32_t take = b + portion(e - b, (uint32_t)chunk);
         if (atomic_compare_exchange_weak(range, &r, range_of(take, e))) {
             *begin = (int)b;
             *end = (int)take;
@@ -257,7 +268,7 @@ static bool take_back(_Atomic uint64_t *range, int chunk, int *begin, int *end)
     for (;;) {
         uint32_t b = (uint32_t)r, e = (uint32_t)(r >> 32);
         if (b >= e) return false;
-        uint32_t from = e - b > (uint32_t)chunk ? e - (uint32_t)chunk : b;
+        uint32_t from = e - portion(e - b, (uint32_t)chunk);
         if (atomic_compare_exchange_weak(range, &r, range_of(b, from))) {
             *begin = (int)from;
             *end = (int)e;

@@ -326,7 +326,8 @@ static void sgemm(const ouro_kernels *k, const char *library)
                     double rate = 2.0 * 2048 * COLS * lanes[i] * j.repeats * 1e-9 / best_time(&j, threads, 2);
                     if (rate > best[c]) best[c] = rate;
                 }
-            printf("%7d %7d %12.0f %12.0f %12.0f %7.0f\n", threads, lanes[i], best[0], best[1], best[2], peak(OURO_ACT_F32, threads));
+            printf("%7d %7d %12.0f %12.0f %12.0f %7.0f\n", threads, lanes[i], best[0], best[1], best[2],
+                   peak(OURO_ACT_F32, threads));
         }
     for (int i = 0; i < 2; i++) ouro_big_free(w[i].data, ouro_matrix_bytes(&w[i]));
     ouro_free(out);

@@ -18,8 +18,8 @@
 #define V_FAR 8192              /* bytes that a weight stream is prefetched ahead */
 #define V_SHORT 8192            /* tiles of attention blocks: too short for the hardware to see a stream */
 
-/* Where the lanes of a block stand: every third has a pointer of its own and the two behind it are reached by one and two
- * strides, which an x86 load adds by itself. One offset a lane would need more registers than there are. */
+/* Where the lanes of a block stand: every third has a pointer of its own and the two behind it are reached by one and
+ * two strides, which an x86 load adds by itself. One offset a lane would need more registers than there are. */
 #define V_BASES ((V_LANES + 2) / 3)
 #define V_AT(x, l, stride) ((x)[(l) / 3] + (size_t)((l) % 3) * (stride))
 

@@ -1,7 +1,7 @@
-/* neon_dot.c - the kernel table for AArch64 with the dot product of Armv8.2 (Cortex-A76, Apple A13, Graviton 2 and later).
+/* neon_dot.c - the kernel table for AArch64 with the dot product of Armv8.2 (Cortex-A76, Graviton 2 and later).
  *
- * Built with -march=armv8.2-a+dotprod, -ffp-contract=off and -DOURO_HAVE_NEON_DOT. It is neon.c with other flags: only
- * the products of int8 and int4 differ, in vec_neon.h.
+ * Built with -march=armv8.2-a+dotprod, -ffp-contract=off and -DOURO_HAVE_NEON_DOT. It is neon.c with
+ * other flags: only the products of int8 and int4 differ, by SDOT (vec_neon.h).
  */
 #include "kernels/vec_neon.h"
 

@@ -1,7 +1,7 @@
-/* neon_i8mm.c - the kernel table for AArch64 with i8mm (Neoverse V1, Apple M2, Graviton 3 and later), whose USDOT takes u8 weights as they are.
+/* neon_i8mm.c - the kernel table for AArch64 with i8mm (Neoverse V1, Graviton 3 and later).
  *
- * Built with -march=armv8.2-a+dotprod+i8mm, -ffp-contract=off and -DOURO_HAVE_NEON_I8MM. It is neon.c with other flags: only
- * the products of int8 and int4 differ, in vec_neon.h.
+ * Built with -march=armv8.2-a+dotprod+i8mm, -ffp-contract=off and -DOURO_HAVE_NEON_I8MM. It is neon.c with
+ * other flags: only the products of int8 and int4 differ, by USDOT, which takes u8 weights as they are (vec_neon.h).
  */
 #include "kernels/vec_neon.h"
 
