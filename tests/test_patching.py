@@ -262,3 +262,42 @@ def test_wrong_arguments(tiny):
         ForkSet(tiny, corrupted, embeddings=np.zeros((3, 3)))
     with pytest.raises(ouro.ContextLengthError):
         ForkSet(load("tiny-one-step"), [1] * 100_000)
+
+
+def test_path_patching_against_the_oracle():
+    """One sender, two receivers: the oracle with the same two runs."""
+    model, oracle = load("tiny-gqa-tied", "float32"), HookOracle(FIXTURES / "tiny-gqa-tied")
+    clean, corrupted = pair("tiny-gqa-tied", 7)
+    good, bad = oracle(clean), oracle(corrupted)
+    last = f"steps.{model.config.n_steps - 1}.unembed.hook_out"
+    ends = {"steps.1.blocks.2.attn.hook_q", "steps.2.blocks.0.hook_resid_pre"}
+
+    def sent(name, x):
+        if not name.endswith("hook_z"):
+            return None
+        frozen = bad[name].copy()
+        if name == "steps.0.blocks.1.attn.hook_z":
+            frozen[:, 4] = good[name][:, 4]
+        return frozen
+
+    received = oracle(corrupted, edit=sent)
+    direct = received[last][-1]
+    patched = oracle(corrupted, edit=lambda name, x: received[name] if name in ends else None)[last][-1]
+    place, metric = {"steps": [0], "layers": [1], "heads": [4]}, (3, 9)
+    receivers = [patching.Receiver("q", 1, 2), patching.Receiver("resid_pre", -1, 0)]
+    found = patching.path_patching(model, clean, corrupted, metric, receivers=receivers, **place, progress=False)
+    assert found.values.item() == pytest.approx(patched[3] - patched[9], abs=2e-3)
+    found = patching.path_patching(model, clean, corrupted, metric, **place, progress=False)
+    assert found.values.item() == pytest.approx(direct[3] - direct[9], abs=2e-3)
+    assert found.attrs["clean"] == pytest.approx(np.subtract(*good[last][-1][[3, 9]]), abs=2e-3)
+
+
+def test_paths_that_end_before_they_begin(tiny):
+    clean, corrupted = pair("trained", 8)
+    place = {"steps": [2], "layers": [1], "heads": [0]}
+    found = patching.path_patching(tiny, clean, corrupted, 5, receivers=[patching.Receiver("q", 2, 1)], **place, progress=False)
+    assert found.values.item() == found.attrs["corrupted"]
+    with pytest.raises(ValueError, match="no input of a layer"):
+        patching.path_patching(tiny, clean, corrupted, 5, receivers=[patching.Receiver("mlp_out", 2, 1)])
+    with pytest.raises(ValueError, match="same length"):
+        patching.path_patching(tiny, clean[:-1], corrupted, 5)

@@ -5,10 +5,12 @@ each variant; the functions with the names of TransformerLens, causal tracing, p
 
 >>> import ouro
 >>> model = ouro.load("ouro-tiny")
->>> clean, corrupted = "Ann is the boss of Bob. Who is the boss of Bob?", "Cid is the boss of Bob. Who is the boss of Bob?"
->>> found = ouro.patching.sweep(model, clean, corrupted, (" Ann", " Cid"), axes=("step", "layer"), progress=False)
+>>> clean = model.chat_prompt([{"role": "user", "content": "Ann is the boss of Finn. Who is the boss of Finn?"}])
+>>> found = ouro.patching.sweep(model, clean, clean.replace("Ann", "Dan"), ("Ann", "Dan"), axes=("step", "pos"), progress=False)
 >>> found.dims, found.shape
-(('step', 'layer'), (4, 4))
+(('step', 'pos'), (4, 22))
+>>> found.attrs["corrupted"] < 0 < found.attrs["clean"]
+True
 """
 
 from ouro.patching.attribution import logit_attribution
@@ -26,12 +28,13 @@ from ouro.patching.named import (
     get_act_patch_resid_mid,
     get_act_patch_resid_pre,
 )
+from ouro.patching.paths import Receiver, path_patching
 from ouro.patching.sweep import sweep
 from ouro.patching.tracing import causal_trace
 
 __all__ = [
-    "ForkSet", "causal_trace", "get_act_patch_attn_head_all_pos_every", "get_act_patch_attn_head_k_all_pos",
+    "ForkSet", "Receiver", "causal_trace", "get_act_patch_attn_head_all_pos_every", "get_act_patch_attn_head_k_all_pos",
     "get_act_patch_attn_head_out_all_pos", "get_act_patch_attn_head_out_by_pos", "get_act_patch_attn_head_q_all_pos",
     "get_act_patch_attn_head_v_all_pos", "get_act_patch_attn_out", "get_act_patch_block_every", "get_act_patch_mlp_out",
-    "get_act_patch_resid_mid", "get_act_patch_resid_pre", "logit_attribution", "sweep",
+    "get_act_patch_resid_mid", "get_act_patch_resid_pre", "logit_attribution", "path_patching", "sweep",
 ]  # fmt: skip

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ouro import _core
+from ouro.engine import MAX_LANES
 from ouro.hooks import Point, point
 
 if TYPE_CHECKING:
     from ouro.model import Model
 
 Floats = NDArray[np.float32]
-MAX_LANES = 256
 SHARE_OF_MEMORY = 4  # forks that run at once may use a quarter of what is free, unless told otherwise
 
 

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from ouro.cache import ActivationCache
+from ouro.engine import MAX_LANES
 from ouro.labelled import LabelledArray
-from ouro.patching.forks import MAX_LANES, Fork, ForkSet, layer_point
+from ouro.patching.forks import Fork, ForkSet, layer_point
 from ouro.patching.metric import Metric, measure_of, metric_name
 from ouro.patching.store import ValueStore
 
@@ -36,7 +37,8 @@ def _source(model: Model, clean: Tokens | ActivationCache, point: str, n: int, n
     return rows[:, :, 0]
 
 
-def _places(axis: str, size: int, chosen: Sequence[int] | None) -> list[int]:
+def places_of(axis: str, size: int, chosen: Sequence[int] | None) -> list[int]:
+    """Indices of an axis, counted from its beginning; all unless chosen."""
     places = list(range(size)) if chosen is None else [int(i) for i in chosen]
     for i in places:
         if not -size <= i < size:
@@ -143,7 +145,7 @@ def sweep(
         raise ValueError(f"window is {window}, expected 1 or more")
     tokens, measure = model._one(corrupted), measure_of(model, metric)
     n_steps = model.config.n_steps if n_steps is None else n_steps
-    seen = _places("position", len(tokens), [at] if isinstance(at, int) else at)
+    seen = places_of("position", len(tokens), [at] if isinstance(at, int) else at)
     given = None if embeddings is None else np.asarray(embeddings, np.float32)
     forks = ForkSet(model, tokens, n_steps=n_steps, embeddings=given, max_lanes=max_lanes)
     results = []
@@ -154,7 +156,7 @@ def sweep(
             raise ValueError(f"{name!r} has no axis 'head'; points that have: z, q, k, v, rot_q, rot_k, result")
         sizes = {"step": n_steps, "layer": model.config.n_layers, "pos": len(tokens), "head": source.shape[3] if headed else 1}
         chosen = {"step": steps, "layer": layers, "pos": positions, "head": heads}
-        coords = {axis: _places(axis, sizes[axis], chosen[axis]) for axis in axes}
+        coords = {axis: places_of(axis, sizes[axis], chosen[axis]) for axis in axes}
         todo = [_fork(dict(zip(axes, place, strict=True)), sizes, window) for place in itertools.product(*coords.values())]
         key = _key(model, tokens, source, given, point=name, axes=list(axes), coords=coords, window=window, at=seen,
                    metric=metric_name(metric), n_steps=n_steps)  # fmt: skip
