@@ -390,6 +390,7 @@ class Engine:
                 rule.threshold, rule.min_steps, rule.delay, rule.rule if isinstance(rule, CustomExit) else None,
                 s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed, sample,
                 np.asarray(s.stop_ids, np.int32), s.n_top, s.speculate, s.kv_policy,
+                np.asarray(s.follow, np.int32),
             )  # fmt: skip
             shared.requests[number] = request
             if shared.log is not None:

@@ -111,6 +111,7 @@ class GenerationArguments(TypedDict, total=False):
     logprobs: int | None
     speculate: bool | Literal["auto"]
     kv_policy: KVPolicy
+    follow: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class Settings:
     want_top: bool
     speculate: int
     kv_policy: int
+    follow: tuple[int, ...]
 
 
 def settings(
@@ -157,6 +159,7 @@ def settings(
     logprobs: int | None = None,
     speculate: bool | Literal["auto"] = "auto",
     kv_policy: KVPolicy = "full",
+    follow: Sequence[int] | None = None,
 ) -> Settings:
     """Check what contradicts itself; ranges are checked by the core."""
     asked = {"exit_at_step": exit_at_step is not None, "exit_threshold": exit_threshold is not None,
@@ -187,7 +190,7 @@ def settings(
         min_p=min_p, repetition_penalty=repetition_penalty, stop=strings, stop_ids=tuple(ids),
         seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed, n_top=logprobs or 0,
         want_top=logprobs is not None, speculate={False: 0, True: 1, "auto": 2}[speculate],
-        kv_policy=KV_POLICIES.index(kv_policy),
+        kv_policy=KV_POLICIES.index(kv_policy), follow=tuple(int(i) for i in follow or ()),
     )  # fmt: skip
 
 

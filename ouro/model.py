@@ -336,6 +336,9 @@ class Model:
             an approximation that keeps those of one step ("last_step", "average", "first_step": a quarter of the memory
             at four steps) or lets the exit step stand in for deeper ones ("last_exited"). The prompt always runs in
             full. See docs/cache-policies.md.
+        follow
+            Token ids to take one by one instead of choosing; log probabilities and exits are those at these tokens. What a
+            setting would have thought of a given text.
 
         Returns
         -------

@@ -63,7 +63,7 @@ class ScheduleLog:
         settings = asdict(s)
         rule = s.exit_rule
         settings["exit_rule"] = [type(rule).__name__, rule.threshold, rule.min_steps, rule.delay]
-        settings["stop"], settings["stop_ids"] = list(s.stop), list(s.stop_ids)
+        settings["stop"], settings["stop_ids"], settings["follow"] = list(s.stop), list(s.stop_ids), list(s.follow)
         self._add({"submit": number, "sample": sample, "tokens": list(prompt), "settings": settings})
 
     def add_pass(self, record: Sequence[tuple[int, int, int, int, int]], events: Sequence[tuple[Any, ...]]) -> None:
@@ -104,7 +104,7 @@ def _settings(entry: Entry, rule: Any) -> Settings:
         s["exit_rule"] = exits.CustomExit(threshold, min_steps, delay, rule=rule)
     else:
         s["exit_rule"] = NO_EXIT if name == "ExitRule" else getattr(exits, name)(threshold, min_steps, delay)
-    return Settings(**{**s, "stop": tuple(s["stop"]), "stop_ids": tuple(s["stop_ids"])})
+    return Settings(**{**s, "stop": tuple(s["stop"]), "stop_ids": tuple(s["stop_ids"]), "follow": tuple(s["follow"])})
 
 
 def replay(model: Model, log: Sequence[Entry] | str | Path, *, exit_rules: Mapping[int, Any] | None = None) -> dict[int, Generation]:

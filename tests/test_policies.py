@@ -120,3 +120,16 @@ def test_refusals(tiny):
 def test_without_exits_last_exited_is_full(tiny):
     full, same = (tiny.generate("One day Ann took", max_new_tokens=30, kv_policy=p) for p in ("full", "last_exited"))
     assert outcome(full) == outcome(same)
+
+
+@pytest.mark.parametrize("policy", KV_POLICIES)
+def test_a_given_text_is_followed(policy):
+    """`follow` gives the log probabilities of its tokens, and the greedy choice again behind its end."""
+    model, prompt = load("tiny-gqa-tied"), reference("tiny-gqa-tied")["input_ids"][1][:5].tolist()
+    given = reference("tiny-gqa-tied")["input_ids"][2][:6].tolist()
+    made = ours(model, prompt, 8, policy, {"q": 0.5}, follow=given)
+    expected = oracle("tiny-gqa-tied").greedy(prompt, 8, policy=policy, q=0.5, given=made.token_ids)
+    np.testing.assert_allclose(made.logprobs, expected["logprobs"], rtol=0, atol=3e-4)
+    assert made.token_ids[:6] == given and made.exit_steps == expected["exit_steps"]
+    with pytest.raises(ValueError, match="outside of the vocabulary"):
+        ours(model, prompt, 8, policy, {}, follow=[100000])

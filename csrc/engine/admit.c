@@ -77,6 +77,11 @@ static int check_params(const ouro_engine *e, const int32_t *tokens, int n, cons
     if (p->n_top < 0 || p->n_top > OURO_MAX_TOP || p->n_top > c->d_vocab)
         return ouro_fail(OURO_ERR_ARGUMENT, "logprobs is %d, expected 0 to %d", p->n_top,
                          c->d_vocab < OURO_MAX_TOP ? (int)c->d_vocab : OURO_MAX_TOP);
+    if (p->n_follow < 0 || (p->n_follow && !p->follow)) return ouro_fail(OURO_ERR_ARGUMENT, "follow is NULL");
+    for (int i = 0; i < p->n_follow; i++)
+        if (p->follow[i] < 0 || p->follow[i] >= c->d_vocab)
+            return ouro_fail(OURO_ERR_ARGUMENT, "token %d at place %d of follow is outside of the vocabulary of %d",
+                             (int)p->follow[i], i, (int)c->d_vocab);
     if (p->n_stop_ids < 0 || (p->n_stop_ids && !p->stop_ids)) return ouro_fail(OURO_ERR_ARGUMENT, "stop_ids is NULL");
     if ((unsigned)p->kv_policy >= OURO_N_POLICIES)
         return ouro_fail(OURO_ERR_ARGUMENT, "unknown kv_policy %d", (int)p->kv_policy);

@@ -79,6 +79,8 @@ int ouro_run_readouts(ouro_engine *e, ouro_poll_fn poll, void *arg)
 static int32_t choose(ouro_engine *e, ouro_request *r, const ouro_node *n, const float *logits, const ouro_readout *read)
 {
     const ouro_sampling *s = &r->params.sampling;
+    int place = n->pos + 1 - r->n_prompt;
+    if (place < r->params.n_follow) return r->params.follow[place];
     if (s->temperature == 0.0f && s->repetition_penalty == 1.0f && logits == read->logits) return *read->argmax;
     const int32_t *history = ouro_node_history(r, n);
     return ouro_sample(&e->sampler, s, logits, history, n->pos + 1, n->pos + 1);

@@ -49,6 +49,8 @@ typedef struct ouro_request_params {
     ouro_sampling sampling;
     const int32_t *stop_ids;         /* [n_stop_ids], copied */
     int n_stop_ids;
+    const int32_t *follow;           /* [n_follow], copied: the first new tokens, taken instead of chosen */
+    int n_follow;
     int n_top;                       /* alternatives to report per token, 0..OURO_MAX_TOP */
     ouro_speculate speculate;
 } ouro_request_params;

@@ -23,14 +23,17 @@ int ouro_request_new(ouro_page_budget *budget, int64_t id, const int32_t *tokens
     r->pace.on = r->params.speculate != OURO_SPECULATE_OFF;
     r->reserved = ouro_policy_peak_bytes(r->policy, budget->layout, n, n + p->max_new_tokens, r->depth);
     r->stop_ids = malloc(((size_t)p->n_stop_ids + 1) * sizeof *r->stop_ids);
-    int status = r->stop_ids ? ouro_sequence_init(&r->seq, budget, r->depth, tokens, n)
+    r->follow = malloc(((size_t)p->n_follow + 1) * sizeof *r->follow);
+    int status = r->stop_ids && r->follow ? ouro_sequence_init(&r->seq, budget, r->depth, tokens, n)
                              : ouro_fail(OURO_ERR_MEMORY, "no memory for a request");
     if (status != OURO_OK) {
         ouro_request_free(r);
         return status;
     }
     if (p->n_stop_ids) memcpy(r->stop_ids, p->stop_ids, (size_t)p->n_stop_ids * sizeof *r->stop_ids);
+    if (p->n_follow) memcpy(r->follow, p->follow, (size_t)p->n_follow * sizeof *r->follow);
     r->params.stop_ids = r->stop_ids;
+    r->params.follow = r->follow;
     *out = r;
     return OURO_OK;
 }
@@ -55,6 +58,7 @@ void ouro_request_free(ouro_request *r)
     }
     free(r->chunk.h);
     free(r->stop_ids);
+    free(r->follow);
     ouro_sequence_fini(&r->seq);
     free(r);
 }

@@ -22,7 +22,7 @@ typedef struct ouro_request {
     struct ouro_request *next;
     int64_t id;
     ouro_request_params params;
-    int32_t *stop_ids;                   /* owned copy */
+    int32_t *stop_ids, *follow;          /* owned copies */
     ouro_sequence seq;
     int n_prompt, depth;                 /* depth: steps that really run */
     ouro_kv_policy policy;               /* full when depth is 1: then all are the same */
