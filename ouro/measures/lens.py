@@ -130,7 +130,8 @@ def logit_lens(
     """What each layer of each step would say if the step ended there.
 
     `z = W_head RMS(stream behind layer l; norm)`. Behind the last layer this is the model's own readout of the step (exact);
-    before it a reading that the model never makes: the coordinate `approximate` over layers says which is which.
+    before it a reading that the model never makes: the coordinate `approximate` over layers says which is which. The text of
+    `top` is the coordinate `top_token`; `logit_lens(...)["probability"].plot()` draws it token by token.
 
     Arrays `[step, layer, batch, pos]`:
 
@@ -219,9 +220,8 @@ def _labelled_lens(model: Model, cache: Any, out: dict[str, NDArray[np.float64]]
     top = np.where(np.isnan(out["top"]), -1, out["top"]).astype(np.int64)
     units = {"entropy": "nats", "kl": "nats", "logprob": "nats"}
     dims = ("step", "layer", "batch", "pos")
-    arrays = {n: labelled(top if n == "top" else a, dims, coords, units=units.get(n, ""), plotter="plot_lens_grid") for n, a in out.items()}
     if model.tokenizer is not None:
         known = {int(i): model.to_str_tokens([int(i)])[0] for i in np.unique(top) if i >= 0}
-        words = np.array([known.get(int(i), "") for i in top.reshape(-1)]).reshape(top.shape)
-        arrays["top"] = labelled(top, dims, coords | {"top_token": (dims, words)}, plotter="plot_lens_grid", name="top")
+        coords["top_token"] = (dims, np.array([known.get(int(i), "") for i in top.reshape(-1)]).reshape(top.shape))
+    arrays = {n: labelled(top if n == "top" else a, dims, coords, units=units.get(n, ""), plotter="plot_lens_grid") for n, a in out.items()}
     return LabelledSet(arrays, title="tuned lens" if tuned else "logit lens", plotter="plot_lens")

@@ -74,6 +74,7 @@ def heat_map(
     vmin: float | None = None,
     vmax: float | None = None,
     numbers: bool | None = None,
+    bar: bool = True,
 ) -> Any:
     """A matrix as colours with a colour bar; small ones with their numbers, in the colour that can be read there."""
     shown = np.ma.masked_invalid(values)
@@ -85,6 +86,6 @@ def heat_map(
         for (i, j), x in np.ndenumerate(values):
             if np.isfinite(x):
                 ax.text(j, i, f"{x:.3g}", ha="center", va="center", fontsize=8, color=contrast(image.cmap(image.norm(x))))
-    bar = ax.figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
-    bar.set_label(label)
+    if bar:
+        ax.figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02).set_label(label)
     return image

@@ -9,7 +9,7 @@ import numpy as np
 from ouro.labelled import LabelledArray, LabelledSet
 from ouro.plots.canvas import SEQUENTIAL, axes, colour, heat_map, with_units, word
 
-TOKENS = ("batch", "pos")
+TITLES = {"top1": "same top token", "kl": "KL(p_step || p_other)", "cka": "linear CKA of states", "agreement": "same answer"}
 
 
 def _pick(result: LabelledArray | LabelledSet, name: str | None, fallback: str) -> LabelledArray:
@@ -103,7 +103,7 @@ def plot_step_matrix(result: LabelledArray | LabelledSet, *, name: str | None = 
     limits = {"vmin": 0.0 if a.values.size == 0 else min(0.0, float(np.nanmin(a.values))), "vmax": 1.0 if bounded else None}
     rows, columns = ((d, a.coords[d]) for d in a.dims)
     heat_map(ax, a.values, rows, columns, label=with_units(a.name, a.attrs.get("units")), **{"cmap": SEQUENTIAL, **limits, **style})
-    ax.set_title(f"{a.name.replace('_', ' ')} of steps", fontsize=10)
+    ax.set_title(TITLES.get(a.name, f"{a.name.replace('_', ' ')} of steps"), fontsize=10)
     return ax
 
 

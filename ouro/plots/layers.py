@@ -143,12 +143,12 @@ def plot_lens(result: LabelledSet, *, name: str = "kl", ax: Any = None) -> Any:
 
 
 def plot_lens_grid(result: LabelledArray, *, batch: int = 0, most: int = 24, ax: Any = None, **style: Any) -> Any:
-    """One sequence under the lens: places (step.layer) by tokens, coloured, with the top tokens as text where they are known.
+    """One sequence under the lens: places (step.layer) by tokens, coloured by the array, with the top tokens as text.
 
     Parameters
     ----------
     result
-        An array of `logit_lens`, `[step, layer, batch, pos]`.
+        An array of `logit_lens`, `[step, layer, batch, pos]`; `top` itself gives text without colour.
     batch
         Which sequence.
     most
@@ -159,19 +159,20 @@ def plot_lens_grid(result: LabelledArray, *, batch: int = 0, most: int = 24, ax:
     matplotlib Axes
     """
     a = result.isel(batch=batch)
-    steps, layers, _ = a.shape
     tokens = a.coords.get("token", a.coords["pos"].astype(str))
-    real = np.flatnonzero(tokens != "")[-most:]
+    shown = np.flatnonzero(tokens != "")[-most:]
     rows = np.array([f"{t}.{layer}" for t in a.coords["step"] for layer in a.coords["layer"]])
-    values = a.values.astype(float).reshape(steps * layers, -1)[:, real]
-    ax = axes(ax, (max(5.0, 0.62 * len(real) + 1.6), 0.28 * len(rows) + 1.2))
+    columns = np.array([repr(str(t))[1:-1] for t in tokens[shown]])
+    coloured = a.values.dtype.kind == "f"
+    values = (a.values if coloured else np.full(a.shape, np.nan)).reshape(len(rows), -1)[:, shown]
     words = a.coords.get("top_token")
-    columns = np.array([repr(str(t))[1:-1] for t in tokens[real]])
-    style = {"numbers": words is None and values.size <= 100, "label": with_units(a.name, a.attrs.get("units")), **style}
+    ax = axes(ax, (max(5.0, 0.62 * len(shown) + 1.6), 0.28 * len(rows) + 1.2))
+    style = {"numbers": words is None and values.size <= 100, "label": with_units(a.name, a.attrs.get("units")), "bar": coloured, **style}
     image = heat_map(ax, values, ("step.layer", rows), ("token read", columns), **style)
-    if words is not None:
-        for (i, j), w in np.ndenumerate(words.reshape(steps * layers, -1)[:, real]):
-            shade = contrast(image.cmap(image.norm(values[i, j])))
-            ax.text(j, i, repr(str(w))[1:-1].strip(), ha="center", va="center", fontsize=7, color=shade)
+    plain = ax.xaxis.label.get_color()
+    for (i, j), word in np.ndenumerate(words.reshape(len(rows), -1)[:, shown] if words is not None else np.empty((0, 0))):
+        shade = contrast(image.cmap(image.norm(values[i, j]))) if np.isfinite(values[i, j]) else plain
+        ax.text(j, i, repr(str(word))[1:-1].strip(), ha="center", va="center", fontsize=7, color=shade)
     ax.tick_params(axis="x", labelrotation=60)
+    ax.set_title("what each layer of each step would say next", fontsize=10)
     return ax
