@@ -320,3 +320,24 @@ def test_what_is_missing_is_said(cache):
         angular_distance(model.run_with_cache(RAGGED, ["pattern"])[1])
     with pytest.raises(ValueError, match="expected one"):
         logit_lens(model, cache, token=" took the cup")
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_sweeps_draw_themselves(style):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    from ouro.labelled import LabelledArray
+
+    rng = np.random.default_rng(0)
+    coords = {"token": (("pos",), ["a", "b", "c"])}
+    whole = LabelledArray(rng.normal(size=(2, 4, 3)), ("step", "layer", "pos"), coords, name="patched", attrs={"corrupted": -1.0})
+    whole.plotter = "plot_patching"
+    by_head = LabelledArray(rng.normal(size=(2, 4, 4)), ("step", "layer", "head"), plotter="plot_patching")
+    with plt.style.context(style):
+        for a, rows, columns in ((whole, 8, 3), (whole.sel(step=1), 4, 3), (whole.mean("pos"), 2, 4), (by_head, 8, 4)):
+            ax = a.plot()
+            image = ax.images[0]
+            assert image.get_array().shape == (rows, columns)
+            assert image.norm.vmax + image.norm.vmin == pytest.approx(2 * a.attrs.get("corrupted", 0))
+            plt.close(ax.figure)
+    with pytest.raises(ValueError, match="pick one"):
+        LabelledArray(np.zeros((2, 3)), ("point", "pos"), {"point": ["q", "k"]}, plotter="plot_patching").plot()

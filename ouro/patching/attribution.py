@@ -11,7 +11,7 @@ mathematical framework for transformer circuits", direct paths; here through the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,16 +86,17 @@ def logit_attribution(
         along = along * norm / final_scale[t]
         u[t] = along
     heads = np.einsum("td,tlhd,ld,tl->tlh", u, result, behind, 1 / post_scale)
+    kind: dict[str, Any] = {"attrs": {"units": "logits"}, "plotter": "plot_patching"}
     parts = {
-        "head": LabelledArray(heads, ("step", "layer", "head"), attrs={"units": "logits"}),
-        "attn": LabelledArray(np.einsum("td,tld->tl", u, attn), ("step", "layer"), attrs={"units": "logits"}),
-        "mlp": LabelledArray(np.einsum("td,tld->tl", u, mlp), ("step", "layer"), attrs={"units": "logits"}),
-        "embed": LabelledArray(u[0] @ np.asarray(cache["hook_embed"], np.float64).reshape(-1), (), attrs={"units": "logits"}),
+        "head": LabelledArray(heads, ("step", "layer", "head"), **kind),
+        "attn": LabelledArray(np.einsum("td,tld->tl", u, attn), ("step", "layer"), **kind),
+        "mlp": LabelledArray(np.einsum("td,tld->tl", u, mlp), ("step", "layer"), **kind),
+        "embed": LabelledArray(u[0] @ np.asarray(cache["hook_embed"], np.float64).reshape(-1), (), **kind),
     }
     total = float(parts["attn"].values.sum() + parts["mlp"].values.sum() + parts["embed"].values)
     attrs = {"total": total, "logit": _logit(model, tokens, answer, other, place, steps), "at": place,
              "source": "Elhage et al. 2021; norms with their scales held, through all steps"}  # fmt: skip
-    return LabelledSet(parts, title="direct logit attribution", attrs=attrs)
+    return LabelledSet(parts, title="direct logit attribution", attrs=attrs, plotter="plot_patching")
 
 
 def _logit(model: Model, tokens: list[int], answer: str | int, other: str | int | None, at: int, steps: int) -> float:

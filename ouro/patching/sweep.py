@@ -174,9 +174,10 @@ def sweep(
     if "pos" in axes and model.tokenizer:
         strings = model.to_str_tokens(tokens)
         labels["token"] = (("pos",), [strings[i] for i in coords["pos"]])
+    kind: dict[str, Any] = {"name": "patched", "attrs": attrs, "plotter": "plot_patching"}
     if isinstance(points, str):
-        return LabelledArray(results[0], tuple(axes), labels, name="patched", attrs=attrs)
-    return LabelledArray(np.stack(results), ("point", *axes), {"point": names, **labels}, name="patched", attrs=attrs)
+        return LabelledArray(results[0], tuple(axes), labels, **kind)
+    return LabelledArray(np.stack(results), ("point", *axes), {"point": names, **labels}, **kind)
 
 
 def _clean_value(model: Model, clean: Any, at: list[int], n_steps: int, measure: Any) -> float:

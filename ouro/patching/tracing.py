@@ -94,10 +94,11 @@ def causal_trace(
     attrs = {"clean": clean, "corrupted": corrupted, "subject": hidden, "point": point, "window": window, "samples": samples,
              "source": "Meng et al. 2022, arXiv 2202.05262"}  # fmt: skip
     first, coords = found[0], found[0]._coords
+    kind: dict[str, Any] = {"plotter": "plot_patching"}
     return LabelledSet(
         {
-            "restored": LabelledArray(mean, first.dims, coords, attrs={"units": "probability"}),
-            "effect": LabelledArray(mean - corrupted, first.dims, coords, attrs={"units": "probability"}),
+            "restored": LabelledArray(mean, first.dims, coords, attrs={"units": "probability", "corrupted": corrupted}, **kind),
+            "effect": LabelledArray(mean - corrupted, first.dims, coords, attrs={"units": "probability"}, **kind),
         },
-        title="causal tracing", attrs=attrs,
+        title="causal tracing", attrs=attrs, plotter="plot_patching",
     )  # fmt: skip

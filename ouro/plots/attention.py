@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ouro.labelled import LabelledArray, LabelledSet
-from ouro.plots.canvas import axes, colour, heat_map, with_units
+from ouro.plots.canvas import axes, colour, heat_map, slant, with_units
 
 
 def plot_heads(result: LabelledArray, *, ax: Any = None, **style: Any) -> Any:
@@ -28,7 +28,7 @@ def plot_heads(result: LabelledArray, *, ax: Any = None, **style: Any) -> Any:
     values = result.values.reshape(steps, layers * heads)
     heat_map(ax, values, ("step", result.coords["step"]), ("layer.head", names),
              label=with_units(result.name, result.attrs.get("units")), **{"numbers": False, **style})  # fmt: skip
-    ax.tick_params(axis="x", labelrotation=60)
+    slant(ax)
     ax.set_title(result.name.replace("_", " "), fontsize=10)
     return ax
 
@@ -86,5 +86,5 @@ def plot_pattern(pattern: Any, *, tokens: list[str] | None = None, ax: Any = Non
     upper = np.triu(np.ones(values.shape, bool), 1)
     heat_map(ax, np.where(upper, np.nan, values), ("dest_pos", labels), ("src_pos", labels), label="attention",
              **{"numbers": False, "vmin": 0.0, **style})  # fmt: skip
-    ax.tick_params(axis="x", labelrotation=60)
+    slant(ax)
     return ax

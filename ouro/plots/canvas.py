@@ -89,3 +89,9 @@ def heat_map(
     if bar:
         ax.figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02).set_label(label)
     return image
+
+
+def slant(ax: Any) -> None:
+    """Long labels below the picture at an angle, each ending at its tick."""
+    for text in ax.get_xticklabels():
+        text.set(rotation=60, ha="right", rotation_mode="anchor")

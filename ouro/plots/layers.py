@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ouro.labelled import LabelledArray, LabelledSet
-from ouro.plots.canvas import axes, colour, contrast, heat_map, step_colours, with_units
+from ouro.plots.canvas import axes, colour, contrast, heat_map, slant, step_colours, with_units
 from ouro.plots.drift import plot_by_step
 
 
@@ -173,6 +173,6 @@ def plot_lens_grid(result: LabelledArray, *, batch: int = 0, most: int = 24, ax:
     for (i, j), word in np.ndenumerate(words.reshape(len(rows), -1)[:, shown] if words is not None else np.empty((0, 0))):
         shade = contrast(image.cmap(image.norm(values[i, j]))) if np.isfinite(values[i, j]) else plain
         ax.text(j, i, repr(str(word))[1:-1].strip(), ha="center", va="center", fontsize=7, color=shade)
-    ax.tick_params(axis="x", labelrotation=60)
+    slant(ax)
     ax.set_title("what each layer of each step would say next", fontsize=10)
     return ax
