@@ -258,7 +258,8 @@ def test_rules_after_the_fact_are_the_engines(rule):
     made = model.generate(RAGGED[0], max_new_tokens=24, exit_rule=rule, eos_token_id=[])
     trace = model.trace(made.prompt_token_ids + made.token_ids)
     begin = len(made.prompt_token_ids) - 1
-    assert exit_steps(rule, exit_signals(trace))[0, begin:-1].tolist() == made.exit_steps
+    found = exit_steps(rule, exit_signals(trace))
+    assert found[0, begin:-1].tolist() == made.exit_steps and np.array_equal(found, trace.exit_step(rule))
     assert len(set(made.exit_steps)) > 1 or isinstance(rule, exits.TopAgreement), "the threshold parts the tokens"
 
 
@@ -282,7 +283,8 @@ def test_pareto(trace):
     assert found["loss"].sel(rule="QExit").values[-1] == pytest.approx(loss[-1]), "q = 1 is all steps"
     steps, quantile = found["mean_steps"].sel(rule="QExit").values, found["threshold"].sel(rule="QExit").values
     assert np.all(np.diff(steps) >= 0) and np.all(np.diff(quantile) >= 0)
-    one = exit_pareto(trace, rules={"mine": [exits.QExit(0.5), 2]})
+    one = exit_pareto(trace, rules={"mine": [exits.QExit(0.5), 2], "custom": [exits.CustomExit(rule=lambda s: s["exit_cdf"] >= 0.5)]})
+    assert one["loss"].values[1, 0] == one["loss"].values[0, 0] and np.isnan(one["loss"].values[1, 1])
     at = trace.exit_step(0.5)
     counted = [(b, i) for b, i in real_places(trace) if i + 1 < trace.lengths[b]]
     by_step = loss_by_step(trace)["loss"].values

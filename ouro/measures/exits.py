@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ouro.exits import (
     Acceleration,
     Confidence,
+    CustomExit,
     ExitRule,
     QExit,
     ReadoutEntropy,
@@ -157,7 +158,9 @@ def _says_leave(rule: ExitRule | TopAgreement, s: dict[str, NDArray[np.float64]]
 
 
 def exit_steps(rule: ExitRule | TopAgreement, signals: dict[str, NDArray[np.float64]]) -> NDArray[np.int64]:
-    """The step after which each token would leave under a rule.
+    """The step after which each token would leave under a rule, from signals that were measured once.
+
+    For one rule ask `Trace.exit_step(rule)`, which reads out again and runs the engine's own code; this is for many thresholds.
 
     Parameters
     ----------
@@ -243,7 +246,10 @@ def exit_pareto(
     for i, name in enumerate(names):
         for j, rule in enumerate(chosen[name]):
             fixed = isinstance(rule, (int, np.integer))
-            steps = np.full(counted.shape, rule, np.int64) if fixed else exit_steps(rule, signals)
+            if isinstance(rule, CustomExit):
+                steps = trace.exit_step(rule)  # a Python function sees one token at a time
+            else:
+                steps = np.full(counted.shape, rule, np.int64) if fixed else exit_steps(rule, signals)
             if fixed and not 0 <= rule < trace.n_steps:
                 raise ValueError(f"fixed exit step is {rule}, expected 0 to {trace.n_steps - 1}")
             out["threshold"][i, j] = rule if fixed else rule.threshold
