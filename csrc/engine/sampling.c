@@ -75,8 +75,18 @@ double ouro_gumbel(const ouro_sampling *s, int position, int32_t token)
     return -ouro_log(-ouro_log(uniform_of(c, token)));
 }
 
+/* A power of two that is at least exp(-gap), for gap in 0 .. most_noise: made from its exponent. */
+static double power_above(double gap)
+{
+    uint64_t bits = (uint64_t)(1023 - (int)(gap * 1.4426)) << 52;
+    double power;
+    memcpy(&power, &bits, sizeof power);
+    return power;
+}
+
 /* argmax of x + noise. A token can only win when -log u < exp(x - best), and 1 - u <= -log u, so most are dismissed
- * by one comparison and no logarithm; the largest noise on the grid, log(2^25), dismisses the rest outright. */
+ * by a comparison, first with a power of two above the exponential, and no logarithm; the largest noise on the grid,
+ * log(2^25), dismisses the rest outright. */
 static int32_t noisy_argmax(const ouro_sampling *s, const float *x, int n, int32_t start, int position)
 {
     const double most_noise = 17.33;
@@ -89,6 +99,7 @@ static int32_t noisy_argmax(const ouro_sampling *s, const float *x, int n, int32
         if (!(gap < most_noise) || i == start) continue;
         if (block != i >> 2) noise_block(s, position, i, c), block = i >> 2;
         double u = uniform_of(c, i);
+        if (gap > 0.0 && 1.0 - u > 1.0001 * power_above(gap)) continue;
         if (gap > 0.0 && 1.0 - u > (double)ouro_expf((float)-gap) * 1.0001) continue;
         double score = (double)x[i] - ouro_log(-ouro_log(u));
         if (score > best || (score == best && i < winner)) best = score, winner = i;
