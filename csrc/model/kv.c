@@ -51,6 +51,17 @@ static size_t v_at(const ouro_kv_layout *y, int at, int i)
 
 /* ---- rows --------------------------------------------------------------------------------------------------- */
 
+/* The rules of ouro_f32_to_bf16 without its branches, so that compilers make vectors of it. */
+static void round_row(uint16_t *restrict y, const float *restrict x, int n)
+{
+    for (int i = 0; i < n; i++) {
+        uint32_t u = ouro_bits(x[i]), magnitude = u & 0x7fffffffu;
+        uint32_t rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16, top = u >> 16;
+        uint32_t usual = magnitude > 0x7f800000u ? top | 0x40u : rounded;
+        y[i] = (uint16_t)(magnitude < 0x00800000u ? top & 0x8000u : usual);
+    }
+}
+
 /* x [d_head] f32 to a side row of the layout's type; INT8: scale = amax / 127 behind the values */
 static void row_from_f32(const ouro_kv_layout *y, uint8_t *row, const float *x)
 {
@@ -58,10 +69,7 @@ static void row_from_f32(const ouro_kv_layout *y, uint8_t *row, const float *x)
     if (y->dtype == OURO_KV_F32) {
         memcpy(row, x, (size_t)n * sizeof *x);
     } else if (y->dtype == OURO_KV_BF16) {
-        for (int i = 0; i < n; i++) {
-            uint16_t b = ouro_f32_to_bf16(x[i]);
-            memcpy(row + 2 * i, &b, 2);
-        }
+        round_row((uint16_t *)(void *)row, x, n);
     } else {
         float amax = 0.0f;
         for (int i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
