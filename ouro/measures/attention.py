@@ -130,13 +130,15 @@ def attention_drift(source: Model | Any, x: Batch | Any = None, *, n_steps: int 
     """
     cache = captured(source, x, ["pattern"], n_steps=n_steps)
     pattern = cache.stack("pattern")  # [step, layer, batch, head, dest_pos, src_pos]
-    total: dict[str, NDArray[np.float64]] = {}
-    count: dict[str, int] = {}
+    steps, layers, _, heads = pattern.shape[:4]
+    total = {name: np.zeros((steps, layers, heads)) for name in FORMULAS}
+    count = dict.fromkeys(FORMULAS, 0)
     for row, ids in enumerate(cache.token_ids):
         n = len(ids)
-        for name, a in _rows(pattern[:, :, row, :, :n, :n].astype(np.float64), ids).items():
-            total[name] = total.get(name, 0.0) + a.sum(-1)
-            count[name] = count.get(name, 0) + a.shape[-1]
+        for layer in range(layers):  # one at a time: several float64 copies are made of it
+            for name, a in _rows(pattern[:, layer, row, :, :n, :n].astype(np.float64), ids).items():
+                total[name][:, layer] += a.sum(-1)
+                count[name] += a.shape[-1] if layer == 0 else 0
     coords = {"step": cache.steps("pattern"), "layer": cache.layers("pattern")}
     arrays = {}
     for name, formula in FORMULAS.items():

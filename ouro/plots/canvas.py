@@ -37,7 +37,7 @@ def step_colours(n: int) -> NDArray[np.float64]:
     """A colour [n, 4] for each step, ordered from early to late, without the palest and the darkest end."""
     from matplotlib import colormaps
 
-    return np.asarray(colormaps["plasma"](np.linspace(0.18, 0.85, max(n, 1))), np.float64)
+    return np.asarray(colormaps["plasma"](np.linspace(0.25, 0.88, max(n, 1))), np.float64)
 
 
 def word(dim: str) -> str:
