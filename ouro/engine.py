@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from ouro import _core
+from ouro.edits import FwdHooks, Target, add_hooks
 from ouro.exits import CustomExit
 from ouro.generation import Generation, GenerationArguments, Request, Settings, takes_generation_arguments
+from ouro.hooks import HookNames
 from ouro.schedule import ScheduleLog, describe
 
 if TYPE_CHECKING:
@@ -378,8 +380,9 @@ class Engine:
         if self._shared.pid != os.getpid():
             raise RuntimeError("this engine was made before fork(), and its thread stayed there; make a new one in the child")
 
-    def _submit(self, prompt: list[int], s: Settings, sample: int) -> Handle:
+    def _submit(self, prompt: list[int], s: Settings, sample: int, fwd_hooks: FwdHooks = ()) -> Handle:
         self._check()
+        plan = _plan(self.model, prompt, s, fwd_hooks)
         rule, shared = s.exit_rule, self._shared
         request = Request(prompt, s, self.model.tokenizer)
         with shared.changed:
@@ -390,7 +393,7 @@ class Engine:
                 rule.threshold, rule.min_steps, rule.delay, rule.rule if isinstance(rule, CustomExit) else None,
                 s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed, sample,
                 np.asarray(s.stop_ids, np.int32), s.n_top, s.speculate, s.kv_policy,
-                np.asarray(s.follow, np.int32),
+                np.asarray(s.follow, np.int32), plan,
             )  # fmt: skip
             shared.requests[number] = request
             if shared.log is not None:
@@ -440,3 +443,15 @@ class Engine:
         finally:
             with self._shared.changed:
                 self._shared.listeners.discard(tell)
+
+
+def _plan(model: Model, prompt: list[int], s: Settings, fwd_hooks: FwdHooks) -> _core.Plan | None:
+    """Edits and hooks of one request; negative positions count from the end of the prompt."""
+    if not (s.edits or fwd_hooks):
+        return None
+    plan, names = _core.Plan(model._core), HookNames(model.config, s.n_steps)
+    target = Target(names, [len(prompt)], [len(prompt) + s.max_new_tokens])
+    for edit in s.edits:
+        edit.add_to(plan, target)
+    add_hooks(plan, names, fwd_hooks)
+    return plan

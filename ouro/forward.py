@@ -26,7 +26,8 @@ LOGITS = {"none": 0, "last": 1, "all": 2}
 
 @dataclass(eq=False)
 class Forward:
-    """A forward being put together. `sequences` are checked ids."""
+    """A forward being put together. `sequences` are checked ids; `prompt_length` is what the positions of edits count from when
+    the one sequence is a prompt and what was generated."""
 
     model: Model
     sequences: list[list[int]]
@@ -37,6 +38,7 @@ class Forward:
     edits: Sequence[Edit] = ()
     hooks: FwdHooks = ()
     turns: list[Turn] | None = None
+    prompt_length: int | None = None
     arrays: list[NDArray[Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class Forward:
         if not (self.capture or self.edits or self.hooks):
             return None
         plan, names = _core.Plan(self.model._core), HookNames(self.model.config, self.n_steps)
-        target = Target(names, self.lengths, self.lengths)
+        target = Target(names, self.lengths if self.prompt_length is None else [self.prompt_length], self.lengths)
         for edit in self.edits:
             if not isinstance(edit, Edit):
                 raise TypeError(f"an edit is made by a class of ouro.edits, got {edit!r}")

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any, Literal, TypedDict, TypeVar
 
+from ouro.cache import ActivationCache
+from ouro.edits import Edit
 from ouro.exits import ExitRule, QExit
 from ouro.extras import did_you_mean
 from ouro.tokenizer import StreamDecoder, Tokenizer
@@ -79,6 +81,8 @@ class Generation:
     exit_pdf : list of list of float
         Exit distribution of the position each token was read from; NaN behind the exit step, which need not have run.
     stats : GenerationStats
+    cache : ActivationCache or None
+        What `generate(..., capture=...)` asked for, at every position that was run: the prompt and all new tokens but the last.
     """
 
     prompt_token_ids: list[int]
@@ -90,6 +94,7 @@ class Generation:
     exit_steps: list[int] = field(default_factory=list)
     exit_pdf: list[list[float]] = field(default_factory=list)
     stats: GenerationStats = field(default_factory=GenerationStats)
+    cache: ActivationCache | None = field(default=None, repr=False)
 
 
 class GenerationArguments(TypedDict, total=False):
@@ -112,6 +117,7 @@ class GenerationArguments(TypedDict, total=False):
     speculate: bool | Literal["auto"]
     kv_policy: KVPolicy
     follow: Sequence[int] | None
+    edits: Sequence[Edit]
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ class Settings:
     speculate: int
     kv_policy: int
     follow: tuple[int, ...]
+    edits: tuple[Edit, ...] = ()
 
 
 def settings(
@@ -160,6 +167,7 @@ def settings(
     speculate: bool | Literal["auto"] = "auto",
     kv_policy: KVPolicy = "full",
     follow: Sequence[int] | None = None,
+    edits: Sequence[Edit] = (),
 ) -> Settings:
     """Check what contradicts itself; ranges are checked by the core."""
     asked = {"exit_at_step": exit_at_step is not None, "exit_threshold": exit_threshold is not None,
@@ -180,6 +188,9 @@ def settings(
         raise ValueError(f"kv_policy is {kv_policy!r}, expected one of {', '.join(KV_POLICIES)}")
     if seed is not None and not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise TypeError(f"an edit is made by a class of ouro.edits, got {edit!r}")
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if any(not isinstance(s, str) or not s for s in strings):
         raise ValueError(f"stop is {stop!r}, expected text or a list of texts, none empty")
@@ -190,7 +201,7 @@ def settings(
         min_p=min_p, repetition_penalty=repetition_penalty, stop=strings, stop_ids=tuple(ids),
         seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed, n_top=logprobs or 0,
         want_top=logprobs is not None, speculate={False: 0, True: 1, "auto": 2}[speculate],
-        kv_policy=KV_POLICIES.index(kv_policy), follow=tuple(int(i) for i in follow or ()),
+        kv_policy=KV_POLICIES.index(kv_policy), follow=tuple(int(i) for i in follow or ()), edits=tuple(edits),
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from ouro.generation import (
     settings,
     takes_generation_arguments,
 )
-from ouro.hooks import Filter
+from ouro.hooks import Filter, HookNames
 from ouro.hub import resolve
 from ouro.loading import USUAL_HEAD, Compute, Format, KVDtype, Part, load_core
 from ouro.loop import LoopProgram
@@ -302,16 +302,19 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: Tokens, *, max_new_tokens: int = ..., n: Literal[1] = ..., **arguments: Unpack[GenerationArguments]
-    ) -> Generation: ...
+        self, prompt: Tokens, *, max_new_tokens: int = ..., n: Literal[1] = ..., capture: Filter | None = ...,
+        **arguments: Unpack[GenerationArguments],
+    ) -> Generation: ...  # fmt: skip
     @overload
     def generate(
-        self, prompt: Batch, *, max_new_tokens: int = ..., n: int = ..., **arguments: Unpack[GenerationArguments]
-    ) -> Generation | list[Any]: ...
+        self, prompt: Batch, *, max_new_tokens: int = ..., n: int = ..., capture: Filter | None = ...,
+        **arguments: Unpack[GenerationArguments],
+    ) -> Generation | list[Any]: ...  # fmt: skip
     @takes_generation_arguments
     def generate(
-        self, prompt: Batch, *, max_new_tokens: int = 128, n: int = 1, **arguments: Unpack[GenerationArguments]
-    ) -> Generation | list[Any]:
+        self, prompt: Batch, *, max_new_tokens: int = 128, n: int = 1, capture: Filter | None = None,
+        **arguments: Unpack[GenerationArguments],
+    ) -> Generation | list[Any]:  # fmt: skip
         """Continue a prompt, or each prompt of a list.
 
         Parameters
@@ -339,15 +342,44 @@ class Model:
         follow
             Token ids to take one by one instead of choosing; log probabilities and exits are those at these tokens. What a
             setting would have thought of a given text.
+        edits
+            Changes made on the way (`ouro.edits`), to the prompt and to new tokens; negative positions count from the end of
+            the prompt. Exit and speculation see the changed model and stay exact.
+        capture
+            What to keep (see `run_with_cache`), in `cache` of each result: every position that was run, at every step, also
+            the deeper ones of tokens that left early. It is a second forward over the final sequence, which has the same
+            bits; it takes about as long as reading the sequence once.
 
         Returns
         -------
         Generation, or a list
         """
-        results = self._run(prompt, n, self._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments}))
+        s = self._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments})
+        if capture is not None:
+            self._check_capture(capture, s)
+        results = self._run(prompt, n, s)
+        for result in results if capture is not None else ():
+            result.cache = self._capture(result, capture, s)
         _, batch = self._many(prompt)
         per_prompt: list[Any] = [results[i : i + n] if n > 1 else results[i] for i in range(0, len(results), n)]
         return per_prompt if batch else per_prompt[0]
+
+    def _check_capture(self, capture: Filter, s: Settings) -> None:
+        """What can not be run again is refused before anything is generated."""
+        if s.kv_policy:
+            raise ValueError("capture needs kv_policy='full': under another policy a second run does not see the same keys and values")
+        if self._hooks.get():
+            raise ValueError("capture does not go with Python hooks in generate: they would see other arrays; use edits")
+        HookNames(self.config, s.n_steps).select(capture)
+
+    def _capture(self, made: Generation, capture: Filter | None, s: Settings) -> ActivationCache:
+        """A forward over all that was run. By the one answer these are the bits the generation had."""
+        ids = (made.prompt_token_ids + made.token_ids)[: len(made.prompt_token_ids) + max(len(made.token_ids) - 1, 0)]
+        steps = s.exit_at_step + 1 if s.exit_at_step >= 0 else s.n_steps
+        run = Forward(self, [ids], steps, "none", edits=s.edits, prompt_length=len(made.prompt_token_ids))
+        run.capture = CapturePlan(self.config, steps, [len(ids)], capture)
+        run.capture.check()
+        return run.cache(run.run())
 
     def _run(self, prompt: Batch, n: int, s: Settings) -> list[Generation]:
         """All samples of all prompts, in order, by an engine that this thread steps."""
@@ -356,13 +388,13 @@ class Model:
         prompts, _ = self._many(prompt)
         shared = None if n * len(prompts) > 1 else 0  # beginnings in common
         with Engine(self, background=False, prefix_cache_bytes=shared) as engine:
-            handles = [engine._submit(ids, s, sample) for ids in prompts for sample in range(n)]
+            handles = [engine._submit(ids, s, sample, self._hooks.get()) for ids in prompts for sample in range(n)]
             return [handle.result() for handle in handles]
 
     def _stream(self, ids: list[int], s: Settings) -> Iterator[str]:
         """Pieces of text of one prompt; what is wrong with it is raised at once."""
         engine = Engine(self, background=False, prefix_cache_bytes=0)
-        handle = engine._submit(ids, s, 0)
+        handle = engine._submit(ids, s, 0, self._hooks.get())
 
         def pieces() -> Iterator[str]:
             with engine:

@@ -60,7 +60,10 @@ class ScheduleLog:
             self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
 
     def add_submit(self, number: int, prompt: Sequence[int], s: Settings, sample: int) -> None:
+        if s.edits:
+            raise ValueError("a schedule log can not hold edits: use an engine without a log")
         settings = asdict(s)
+        del settings["edits"]
         rule = s.exit_rule
         settings["exit_rule"] = [type(rule).__name__, rule.threshold, rule.min_steps, rule.delay]
         settings["stop"], settings["stop_ids"], settings["follow"] = list(s.stop), list(s.stop_ids), list(s.follow)

@@ -8,6 +8,7 @@
 
 #include "base/cpu.h"
 #include "kernels/math.h"
+#include "model/seen.h"
 #include "ouro_status.h"
 
 static void ask_rule(ouro_request *r, ouro_node *n)
@@ -57,6 +58,21 @@ int ouro_after_pass(ouro_engine *e)
     return status;
 }
 
+/* An observer sees a readout before anything is read off it. */
+static int show_readout(ouro_engine *e, int i)
+{
+    ouro_readout *read = &e->readouts[i];
+    const ouro_node *n = e->readers[i];
+    const ouro_observer *o = e->reader_requests[i]->params.observer;
+    if (!o || !(o->wants(o, n->step - 1, -1) & OURO_BIT(OURO_P_LOGITS))) return OURO_OK;
+    int v = e->ws->model->config.d_vocab;
+    uint8_t changed = 0;
+    ouro_lane lane = {.pos = n->pos, .step = n->step - 1, .observer = o};
+    int status = ouro_show(&lane, 1, OURO_P_LOGITS, (ouro_rows){.data = read->logits, .stride = (size_t)v, .heads = 1, .cols = v}, &changed);
+    if (status == OURO_OK && changed) ouro_readout_again(e->ws->model, read);
+    return status;
+}
+
 int ouro_run_readouts(ouro_engine *e, ouro_poll_fn poll, void *arg)
 {
     size_t v = (size_t)e->ws->model->config.d_vocab;
@@ -73,7 +89,9 @@ int ouro_run_readouts(ouro_engine *e, ouro_poll_fn poll, void *arg)
         e->readouts[i].entropy = e->log_z + 2 * i + 1;
         e->readouts[i].argmax = e->argmax + i;
     }
-    return ouro_read_out(e->ws, e->readouts, e->n_readouts, poll, arg);
+    int status = ouro_read_out(e->ws, e->readouts, e->n_readouts, poll, arg);
+    for (int i = 0; status == OURO_OK && i < e->n_readouts; i++) status = show_readout(e, i);
+    return status;
 }
 
 static int32_t choose(ouro_engine *e, ouro_request *r, const ouro_node *n, const float *logits, const ouro_readout *read)

@@ -53,6 +53,8 @@ typedef struct ouro_request_params {
     int n_follow;
     int n_top;                       /* alternatives to report per token, 0..OURO_MAX_TOP */
     ouro_speculate speculate;
+    const ouro_observer *observer;   /* sees and may change the request's lanes and readouts, as row 0; NULL: nobody. Outlives
+                                      * the request, which then shares no prefix, and guesses nothing when it meets */
 } ouro_request_params;
 
 typedef enum ouro_finish {

@@ -19,6 +19,8 @@ int ouro_request_new(ouro_page_budget *budget, int64_t id, const int32_t *tokens
     r->exit_needs = ouro_exit_needs(&p->exit);
     r->policy = r->depth > 1 ? p->kv_policy : OURO_POLICY_FULL;
     r->shares = r->policy != OURO_POLICY_AVERAGE;        /* which would need its own copy of every page to fold them */
+    r->shares = r->shares && !p->observer;
+    if (p->observer && p->observer->meet) r->params.speculate = OURO_SPECULATE_OFF;
     if (ouro_policy_waits(r->policy)) r->params.speculate = OURO_SPECULATE_OFF;
     r->pace.on = r->params.speculate != OURO_SPECULATE_OFF;
     r->reserved = ouro_policy_peak_bytes(r->policy, budget->layout, n, n + p->max_new_tokens, r->depth);

@@ -12,7 +12,8 @@ static int add_lane(ouro_engine *e, ouro_request *r, ouro_node *n, int row, int 
     if (status == OURO_OK) status = ouro_grow(&e->riders, &e->capacity, e->n_lanes + 1, sizeof *e->riders);
     if (status != OURO_OK) return status;
     e->lanes[e->n_lanes] = (ouro_lane){.pos = pos, .step = step, .h = h, .pages = ouro_sequence_pages(&r->seq, step),
-                                       .side = n && n->rows ? &n->side[step] : NULL};
+                                       .side = n && n->rows ? &n->side[step] : NULL,
+                                       .observer = r->params.observer};
     e->riders[e->n_lanes++] = (ouro_rider){r, n, row};
     return OURO_OK;
 }

@@ -75,6 +75,9 @@ typedef struct ouro_readout {
 } ouro_readout;
 int ouro_read_out(struct ouro_workspace *ws, const ouro_readout *rows, int n, ouro_poll_fn poll, void *poll_arg);
 
+/* entropy, log_z and argmax once more, from logits that were changed */
+void ouro_readout_again(const ouro_model *m, const ouro_readout *r);
+
 /* lanes of h [d_model] from token ids */
 void ouro_embed(const ouro_model *m, int32_t token, float *h);
 

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/cpu.h"
 #include "kernels/math.h"
 #include "model/attention.h"
 #include "model/block.h"
@@ -119,17 +120,30 @@ typedef struct readout_run {
     void *poll_arg;
 } readout_run;
 
-static void finish_row(ouro_workspace *ws, const ouro_readout *r, const float *z)
+/* entropy, log_z and argmax of the logits z, those of them that are wanted */
+static void measure_row(const ouro_model *m, const ouro_readout *r, const float *z)
 {
-    int best, V = ws->model->config.d_vocab;
-    float m, s, u;
-    if (r->logits) memcpy(r->logits, z, (size_t)V * sizeof *z);
+    int best;
+    float top, s, u;
     if (!r->entropy && !r->log_z && !r->argmax) return;
-    ws->model->kernels->softmax_stats(z, V, &m, &best, &s, &u);
+    m->kernels->softmax_stats(z, m->config.d_vocab, &top, &best, &s, &u);
     double log_s = ouro_log((double)s);
     if (r->entropy) *r->entropy = (float)(log_s - (double)u / (double)s);
-    if (r->log_z) *r->log_z = (float)((double)m + log_s);
+    if (r->log_z) *r->log_z = (float)((double)top + log_s);
     if (r->argmax) *r->argmax = best;
+}
+
+static void finish_row(ouro_workspace *ws, const ouro_readout *r, const float *z)
+{
+    if (r->logits) memcpy(r->logits, z, (size_t)ws->model->config.d_vocab * sizeof *z);
+    measure_row(ws->model, r, z);
+}
+
+void ouro_readout_again(const ouro_model *m, const ouro_readout *r)
+{
+    unsigned mode = ouro_ftz_enter();
+    measure_row(m, r, r->logits);
+    ouro_ftz_leave(mode);
 }
 
 static void readout_chunk(crew *c, const ouro_readout *rows, int n)

@@ -93,26 +93,28 @@ static PyObject *engine_submit(PyObject *o, PyObject *args, PyObject *kwargs)
     static char *names[] = {"tokens", "max_new_tokens", "n_steps", "exit_at_step", "weighted_exit", "exit_kind",
                             "exit_threshold", "exit_min_steps", "exit_delay", "exit_rule", "temperature", "top_k",
                             "top_p", "min_p", "repetition_penalty", "seed", "stream", "stop_ids", "n_top", "speculate",
-                            "kv_policy", "follow", NULL};
+                            "kv_policy", "follow", "plan", NULL};
     engine_object *self = (engine_object *)o;
-    PyObject *tokens_in, *stop_in, *follow_in = NULL, *rule = Py_None;
+    PyObject *tokens_in, *stop_in, *follow_in = NULL, *rule = Py_None, *plan = Py_None;
     ouro_request_params p = {0};
     int kind, speculate, policy = OURO_POLICY_FULL;
     unsigned long long seed;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OiiipifiiOfifffKIOii|iO", names, &tokens_in, &p.max_new_tokens,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OiiipifiiOfifffKIOii|iOO", names, &tokens_in, &p.max_new_tokens,
                                      &p.n_steps, &p.exit_at_step, &p.weighted_exit, &kind, &p.exit.threshold,
                                      &p.exit.min_steps, &p.exit.delay, &rule, &p.sampling.temperature, &p.sampling.top_k,
                                      &p.sampling.top_p, &p.sampling.min_p, &p.sampling.repetition_penalty, &seed,
                                      &p.sampling.stream, &stop_in, &p.n_top, &speculate, &policy,
-                                     &follow_in))
+                                     &follow_in, &plan)
+        || !ouro_plan_of(self->model, plan, &p.observer))
         return NULL;
     p.sampling.seed = seed;
     p.exit.kind = (ouro_exit_kind)kind;
     p.speculate = (ouro_speculate)speculate;
     p.kv_policy = (ouro_kv_policy)policy;
-    PyObject *slot = rule == Py_None ? NULL : Py_BuildValue("[OO]", rule, Py_None);
-    if (rule != Py_None && !slot) return NULL;
-    if (slot) p.exit.custom = ouro_call_rule, p.exit.custom_arg = slot;
+    bool keeps = rule != Py_None || plan != Py_None;
+    PyObject *slot = keeps ? Py_BuildValue("[OOO]", rule, Py_None, plan) : NULL;
+    if (keeps && !slot) return NULL;
+    if (rule != Py_None) p.exit.custom = ouro_call_rule, p.exit.custom_arg = slot;
     PyArrayObject *tokens = (PyArrayObject *)PyArray_FROMANY(tokens_in, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
     PyArrayObject *stop = tokens ? (PyArrayObject *)PyArray_FROMANY(stop_in, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY) : NULL;
     PyArrayObject *follow = NULL;
@@ -300,7 +302,7 @@ static PyMethodDef methods[] = {
     {"submit", (PyCFunction)(void (*)(void))engine_submit, METH_VARARGS | METH_KEYWORDS,
      "submit($self, tokens, max_new_tokens, n_steps, exit_at_step, weighted_exit, exit_kind, exit_threshold, exit_min_steps, "
      "exit_delay, exit_rule, temperature, top_k, top_p, min_p, repetition_penalty, seed, stream, stop_ids, n_top, "
-     "speculate, kv_policy=0, follow=())\n--\n\nQueues a request; returns its id."},
+     "speculate, kv_policy=0, follow=(), plan=None)\n--\n\nQueues a request; returns its id."},
     {"step", engine_step, METH_NOARGS, "step($self)\n--\n\nRuns one pass; returns the events it caused."},
     {"cancel", engine_cancel, METH_O, "cancel($self, request, /)\n--\n\nEnds a request; its last event follows."},
     {"pending", engine_pending, METH_NOARGS, "pending($self)\n--\n\nRequests queued or running."},
