@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ouro import edits, exits
 from ouro.cache import ActivationCache
+from ouro.cache_files import open_shards
 from ouro.config import ModelConfig
 from ouro.engine import Engine, EngineStats, Handle
 from ouro.errors import (
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActivationCache", "CheckpointError", "ContextLengthError", "Engine", "EngineStats", "Generation", "Handle", "LabelledArray",
     "LabelledSet", "LoopProgram", "MemoryLimitError", "Model", "ModelConfig", "OuroError", "QueueFullError", "ReplayError", "Trace",
-    "UnsupportedError", "edits", "exits", "load", "measures", "patching", "plots", "probes",
+    "UnsupportedError", "edits", "exits", "load", "measures", "open_shards", "patching", "plots", "probes",
     "views",
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,89 @@ class ActivationCache(Mapping[Any, NDArray[np.float32]]):
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(a.nbytes for _, a in self.blocks)
+
+    # -- the residual stream, taken apart ----------------------------------------------------------------------------
+
+    def accumulated_resid(self, *, incl_mid: bool = False) -> LabelledArray:
+        """The residual stream as it grows `[component, batch, pos, d_model]`: before each layer of each step (`"1.3_pre"`: step
+        1, layer 3), between attention and feed-forward (`"1.3_mid"`), and behind each step, before its norm (`"1_post"`).
+
+        Needs `resid_pre` (and `resid_mid`); `step_resid_post` is added where it was kept.
+        """
+        parts: list[tuple[str, NDArray[np.float32]]] = []
+        for t in self.steps("resid_pre"):
+            for layer in self.layers("resid_pre"):
+                parts.append((f"{t}.{layer}_pre", self["resid_pre", layer, t]))
+                if incl_mid:
+                    parts.append((f"{t}.{layer}_mid", self["resid_mid", layer, t]))
+            if f"steps.{t}.hook_resid_post" in self:
+                parts.append((f"{t}_post", self[f"steps.{t}.hook_resid_post"]))
+        return self._components(parts, ("batch", "pos", "d_model"), "accumulated_resid")
+
+    def decompose_resid(self, step: int, layer: int | None = None, *, mode: str = "all") -> LabelledArray:
+        """What was added up, within a step, to the input of `layer` (None: to the end of the step) `[component, batch, pos, d_model]`.
+
+        The first component, `"start"`, is what the step started from: between steps stands a norm, so a sum over components
+        does not reach further back. They add up to `("resid_pre", layer, step)`, or `step_resid_post`, up to rounding.
+
+        Parameters
+        ----------
+        mode
+            "all", or "attn" or "mlp" for one kind of addition without the start. Needs `attn_out`, `mlp_out` and, for "all",
+            the `resid_pre` of layer 0.
+        """
+        if mode not in ("all", "attn", "mlp"):
+            raise ValueError(f"mode is {mode!r}, expected 'all', 'attn' or 'mlp'")
+        t, n = step % self.n_steps, self.config.n_layers
+        parts = [("start", self["resid_pre", 0, t])] if mode == "all" else []
+        for i in range(n if layer is None else layer % n):
+            if mode != "mlp":
+                parts.append((f"{i}_attn_out", self["attn_out", i, t]))
+            if mode != "attn":
+                parts.append((f"{i}_mlp_out", self["mlp_out", i, t]))
+        if not parts:
+            raise ValueError(f"nothing was added before layer {layer}")
+        return self._components(parts, ("batch", "pos", "d_model"), "decompose_resid")
+
+    def stack_head_results(self, step: int | None = None) -> LabelledArray:
+        """`attn.hook_result` of every head `[component, batch, pos, d_model]`, labelled `"1.3.5"`: step, layer, head.
+
+        These are shares of the output projection, before the norm behind attention: of one layer they add up to what
+        that norm reads, not to `attn_out`. Needs `result`, which a filter must name.
+        """
+        parts = [(f"{t}.{layer}.{h}", self["result", layer, t][:, :, h])
+                 for t in self.steps("result") if step is None or t == step % self.n_steps
+                 for layer in self.layers("result") for h in range(self.config.n_heads)]  # fmt: skip
+        return self._components(parts, ("batch", "pos", "d_model"), "head_results")
+
+    def _components(self, parts: list[tuple[str, NDArray[np.float32]]], dims: tuple[str, ...], name: str) -> LabelledArray:
+        labels, values = zip(*parts, strict=True)
+        return LabelledArray(np.stack(values), ("component", *dims), {"component": np.array(labels)}, name=name)
+
+    # -- files -----------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write as one safetensors file: the arrays, and in its metadata their names, axes, tokens and positions.
+
+        The file appears whole or not at all. `ouro.ActivationCache.load` maps it back; other readers of the format see the
+        plain arrays.
+        """
+        from ouro.cache_files import write_cache
+
+        write_cache(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> ActivationCache:
+        """A saved cache; its arrays are mapped, and read from the file when they are used.
+
+        Raises
+        ------
+        CheckpointError
+            For a file that is damaged or is not a saved cache.
+        """
+        from ouro.cache_files import read_cache
+
+        return read_cache(Path(path))
 
     # -- other forms ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Whoever selects may write
 * a name without a step, for all steps: `"blocks.3.hook_resid_post"`
 * the short name of a point, for all steps and layers: `"resid_post"`, `"pattern"`, `"state"`, `"logits"`
 * a short name with a layer and perhaps a step: `("resid_post", 3)`, `("resid_post", 3, 1)`
-* a pattern with `*`, `?` or `[...]`: `"steps.*.blocks.12.*"`, `"blocks.*.attn.*"`
+* a pattern with `*`, `?` or `[...]`: `"steps.*.blocks.12.*"`, `"blocks.*.attn.*"`, `"gate_*"`
 * a function of a full name: `lambda name: name.endswith("hook_z")`
 * a list of any of these.
 
@@ -219,6 +219,7 @@ class HookNames:
         if any(c in item for c in "*?["):
             hit = [found for name, found in self.by_name.items() if fnmatchcase(name, item)]
             hit = hit or [found for name, all_steps in self._without_step.items() if fnmatchcase(name, item) for found in all_steps]
+            hit = hit or [(p, at) for p in POINTS if fnmatchcase(p.short, item) for at in self.places(p)]
             if hit:
                 return hit
         raise KeyError(unknown(item, [*BY_SHORT, *self._without_step] + (list(self.by_name) if item.startswith("steps.") else [])))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,9 @@ from ouro.loop import LoopProgram
 from ouro.packed import save_packed
 from ouro.tokenizer import Tokenizer, check_ids
 from ouro.trace import Trace
+
+if TYPE_CHECKING:
+    from ouro.cache_files import Shards
 
 Tokens = str | Sequence[int] | NDArray[np.integer[Any]]
 Batch = Tokens | Sequence[str] | Sequence[Sequence[int]]
@@ -252,6 +255,47 @@ class Model:
         trace = run.run()
         z = trace.logits
         return (z if z is None or logits == "all" else z[0]), run.cache(trace)
+
+    def capture_to(
+        self, directory: str | Path, x: Batch, names_filter: Filter | None = None, *, pos: Positions = None,
+        steps: Sequence[int] | None = None, dtype: CaptureDtype = "float32", n_steps: int | None = None, edits: Sequence[Edit] = (),
+        shard_bytes: int = 256 << 20, resume: bool = True, progress: bool = True,
+    ) -> Shards:  # fmt: skip
+        """Activations of many texts, to files: shards of at most about `shard_bytes`, in the order of the texts.
+
+        A shard appears whole or not at all, so a capture that was stopped or killed goes on where it was when it is called
+        again with the same arguments.
+
+        Parameters
+        ----------
+        directory
+            Made when it does not exist. `ouro.open_shards(directory)` reads it.
+        resume
+            False writes everything anew.
+
+        Raises
+        ------
+        ValueError
+            When the directory holds shards of another capture.
+
+        Examples
+        --------
+        >>> import ouro, tempfile
+        >>> model = ouro.load("ouro-tiny")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     shards = model.capture_to(folder, ["One day", "Bob is the boss"], "state", pos=-1, progress=False)
+        ...     shards[0]["state"].shape
+        (4, 2, 1, 128)
+        """
+        from ouro.cache_files import ShardJob
+
+        if shard_bytes < 1:
+            raise ValueError(f"shard_bytes is {shard_bytes}, expected 1 or more")
+        run = self._forward(x, n_steps, "none", MAX_LANES, edits, None)
+        if run.hooks:
+            raise ValueError("capture_to does not go with Python hooks: use edits")
+        job = ShardJob(self, run.sequences, names_filter, pos, steps, dtype, run.n_steps, edits, shard_bytes)
+        return job.run(Path(directory), resume=resume, progress=progress)
 
     def run_with_hooks(
         self, x: Batch, fwd_hooks: FwdHooks, *, n_steps: int | None = None, logits: Literal["last", "all"] = "last",
