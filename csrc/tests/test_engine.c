@@ -137,6 +137,11 @@ static void test_refusals(void)
     p.exit_at_step = 1, p.weighted_exit = 1;
     CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_ARGUMENT);
     p = greedy();
+    p.kv_policy = OURO_POLICY_AVERAGE, p.speculate = OURO_SPECULATE_ON;
+    CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_ARGUMENT);
+    p.speculate = OURO_SPECULATE_OFF, p.kv_policy = OURO_N_POLICIES;
+    CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_ARGUMENT);
+    p = greedy();
     CHECK(ouro_engine_submit(e, prompt, 3, &p, &id) == OURO_OK);
     const ouro_event *events;
     int count, calls = 0;
@@ -160,13 +165,13 @@ static void test_refusals(void)
 /* Random arrivals, cancels and settings on one engine: each request that ends by itself gives what it gives alone. */
 static void test_random_schedules(void)
 {
-    enum { KINDS = 6 };
+    enum { KINDS = 9 };
     ouro_model *m = random_model(OURO_BFLOAT16);
     ouro_workspace *ws = workspace(m, 2);
-    int32_t prompt[40], want[KINDS][NEW];
+    int32_t prompt[80], want[KINDS][NEW];
     float lp[NEW];
     ouro_request_params kind[KINDS];
-    for (int i = 0; i < 40; i++) prompt[i] = (i * 91 + 3) % V;
+    for (int i = 0; i < 80; i++) prompt[i] = (i * 91 + 3) % V;
     const int32_t *prompts[1] = {prompt};
     for (int k = 0; k < KINDS; k++) {
         kind[k] = greedy();
@@ -176,6 +181,8 @@ static void test_random_schedules(void)
         if (k == 3) kind[k].exit = (ouro_exit_rule){.kind = OURO_EXIT_ENTROPY, .threshold = 3.0f};
         if (k == 4) kind[k].weighted_exit = 1;
         if (k == 5) kind[k].exit_at_step = 2, kind[k].sampling.repetition_penalty = 1.2f;
+        if (k > 5) kind[k].speculate = OURO_SPECULATE_AUTO, kind[k].exit = kind[1].exit;
+        if (k > 5) kind[k].kv_policy = k == 6 ? OURO_POLICY_AVERAGE : k == 7 ? OURO_POLICY_LAST_STEP : OURO_POLICY_LAST_EXITED;
         int n = 5 + 7 * k;
         run(ws, 64, prompts, &n, 1, &kind[k], want[k], lp);
     }
@@ -369,6 +376,11 @@ int main(void)
     test_one_answer(OURO_BFLOAT16, &p);
     p.exit = (ouro_exit_rule){.kind = OURO_EXIT_KL, .threshold = 0.5f};
     test_one_answer(OURO_FLOAT32, &p);
+    p = greedy();
+    p.kv_policy = OURO_POLICY_FIRST_STEP;
+    test_one_answer(OURO_FLOAT32, &p);
+    p.kv_policy = OURO_POLICY_LAST_EXITED, p.exit = (ouro_exit_rule){.kind = OURO_EXIT_Q, .threshold = 0.6f};
+    test_one_answer(OURO_BFLOAT16, &p);
     test_refusals();
     test_random_schedules();
     test_prefix();
