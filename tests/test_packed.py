@@ -19,7 +19,6 @@ from paths import FIXTURES, RANDOM, TINY
 import ouro
 from ouro import _core
 
-pytestmark = pytest.mark.core
 CSRC = Path(__file__).parent.parent / "csrc"
 KINDS = {"float32": {}, "bfloat16": {}, "int8": {}, "int4": {}, "int8 head": {"formats": {"head": "int8"}},
          "int4 mixed": {"formats": {"o": "int8", "down": "int8", "head": "bfloat16", "embed": "bfloat16"}},
@@ -44,6 +43,7 @@ def same(a, b, ids=(PROMPT, [3, 1, 4])):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["trained", *RANDOM])
 def test_round_trip(tmp_path, name, kind):
@@ -59,6 +59,7 @@ def test_round_trip(tmp_path, name, kind):
     assert os.path.getsize(tmp_path / "m" / "model.ouro") == 4096 + model.info()["weight_bytes"]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_instruction_set_reads_the_same_file(tmp_path, kind):
     model = built("trained", kind)
@@ -78,6 +79,24 @@ def test_packed_again_is_the_same_file(tmp_path):
     again = ouro.load(tmp_path / "b")
     assert again.generate("One day", max_new_tokens=8).text == load("trained", "int4").generate("One day", max_new_tokens=8).text
     assert again.chat_prompt([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("name", ["trained", "tiny-gqa-tied", "tiny-sharded"])
+def test_error_of_every_group(name):
+    """int8: half a step, and what rounding of the scale to bf16 may clip; int4: never worse than half a step of the plain scale
+    in square. By the matrices as they are multiplied with."""
+    exact, int8, int4 = (load(name, compute) for compute in ("float32", "int8", "int4"))
+    for part in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
+        w, w8, w4 = (m.weight(f"model.layers.0.{part}.weight").astype(np.float64) for m in (exact, int8, int4))
+        for k in range(0, w.shape[1], 128):
+            g, e = w[:, k : k + 128], np.abs(w - w8)[:, k : k + 128]
+            largest = np.abs(g).max(1, keepdims=True)
+            assert np.all(e <= largest * (0.5 / 127 * (1 + 2**-8) + 2**-8) + 1e-12)
+            assert np.all(np.median(e, axis=1) <= largest[:, 0] / 127 * 0.5 * (1 + 2**-8) + 1e-12)
+        for k in range(0, w.shape[1], 64):
+            g, e = w[:, k : k + 64], (w - w4)[:, k : k + 64]
+            step = np.abs(g).max(1) / 8 * (1 + 2**-8)
+            assert np.all((e**2).mean(1) <= (step / 2) ** 2 + step**2 / 64 + 1e-12)
 
 
 def test_formats_of_parts():
@@ -177,6 +196,7 @@ def test_killed_while_writing(tmp_path):
     assert ouro.load(tmp_path / "m")
 
 
+@pytest.mark.core
 def test_progress_reaches_the_end(tmp_path):
     seen = []
     core = load("trained", "int8")._core
@@ -205,6 +225,7 @@ def test_command_line(tmp_path):
 # ---- in use -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("how", ["cut", "longer", "touched", "replaced", "removed"])
 def test_file_that_changes_while_it_is_mapped(tmp_path, how):
     """Cut short, its pages would be fatal to touch: refused before. A new file of the name, or none, does no harm."""
@@ -235,6 +256,7 @@ def test_file_that_changes_while_it_is_mapped(tmp_path, how):
     assert copied.generate(PROMPT, max_new_tokens=4).token_ids == before
 
 
+@pytest.mark.core
 def test_concurrent_loads_and_work(tmp_path):
     """Several threads open one file while others run a model on it."""
     load("trained", "int8").save_packed(tmp_path / "m")
