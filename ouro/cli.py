@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args
 import ouro
 from ouro import _core
 from ouro.bench import command as bench_command
+from ouro.engine import Engine
 from ouro.errors import OuroError
 from ouro.extras import did_you_mean
 from ouro.generation import KV_POLICIES
@@ -102,14 +103,15 @@ def chat(a: argparse.Namespace) -> None:
     messages: list[dict[str, str]] = [{"role": "system", "content": a.system}] if a.system else []
     thinking = True if a.thinking else None
     print(f"{model!r}. An empty line ends the chat.", file=sys.stderr)
-    while text := _ask():
-        messages.append({"role": "user", "content": text})
-        answer = ""
-        for piece in model.chat_stream(messages, enable_thinking=thinking, **_sampling(a)):
-            print(piece, end="", flush=True)
-            answer += piece
-        print()
-        messages.append({"role": "assistant", "content": answer})
+    with Engine(model, background=False) as engine:  # keeps what was read for the next turn
+        while text := _ask():
+            messages.append({"role": "user", "content": text})
+            answer = ""
+            for piece in engine.chat(messages, enable_thinking=thinking, **_sampling(a)):
+                print(piece, end="", flush=True)
+                answer += piece
+            print()
+            messages.append({"role": "assistant", "content": answer})
 
 
 def _ask() -> str:

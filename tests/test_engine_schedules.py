@@ -115,14 +115,14 @@ def check_schedule(which, options, actions):
 
 
 @pytest.mark.core
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.sampled_from(MODELS), options, actions)
 def test_random_schedules(which, options, actions):
     check_schedule(which, options, actions)
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(MODELS), options, actions)
 def test_many_random_schedules(which, options, actions):
     check_schedule(which, options, actions)
