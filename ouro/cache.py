@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ouro.capture import Block, from_bfloat16
 from ouro.config import ModelConfig
-from ouro.hooks import ALIASES, BY_SHORT, HookNames, Place, Point, point, unknown
+from ouro.hooks import ALIASES, BY_SHORT, Place, Point, names_of, point, unknown
 from ouro.labelled import LabelledArray
 
 Index = int | slice | Sequence[int] | None
@@ -95,7 +95,7 @@ class ActivationCache(Mapping[Any, NDArray[np.float32]]):
 
     def _places(self, key: Any) -> tuple[Point, list[Place], str]:
         """A key as a point, its places that were kept, and which leading axes the result has."""
-        names = HookNames(self.config, self.n_steps)
+        names = names_of(self.config, self.n_steps)
         if isinstance(key, tuple):
             p = point(str(key[0]))
             got = [at for _, at in names._tuple(key)]
@@ -328,7 +328,7 @@ class ActivationCache(Mapping[Any, NDArray[np.float32]]):
 
     @cached_property
     def _names(self) -> dict[str, tuple[Point, Place]]:
-        return HookNames(self.config, self.n_steps).by_name
+        return names_of(self.config, self.n_steps).by_name
 
     def __repr__(self) -> str:
         batch, pos = self.positions.shape

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ouro import _core
 from ouro.config import ModelConfig
 from ouro.errors import MemoryLimitError
-from ouro.hooks import BY_SHORT, Filter, HookNames, Place, Point, rectangles
+from ouro.hooks import BY_SHORT, Filter, Place, Point, names_of, rectangles
 
 Positions = int | slice | Sequence[int] | None
 CaptureDtype = Literal["float32", "bfloat16"]
@@ -110,7 +110,7 @@ class CapturePlan:
             raise ValueError(f"dtype is {dtype!r}, expected 'float32' or 'bfloat16'")
         self.config, self.n_steps, self.lengths, self.dtype = config, n_steps, list(lengths), dtype
         self.position_map, self.positions = position_map(pos, lengths)
-        found = HookNames(config, n_steps).select(names_filter, steps)
+        found = names_of(config, n_steps).select(names_filter, steps)
         reached = {p: {at for at in places if _reached(p, at, stop_at)} for p, places in found.items()}
         self.blocks = [self._block(p, *r) for p, places in reached.items() for r in rectangles(places)]
         if not self.blocks:

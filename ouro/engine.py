@@ -24,7 +24,7 @@ from ouro import _core
 from ouro.edits import FwdHooks, Target, add_hooks
 from ouro.exits import CustomExit
 from ouro.generation import Generation, GenerationArguments, Request, Settings, takes_generation_arguments
-from ouro.hooks import HookNames
+from ouro.hooks import names_of
 from ouro.schedule import ScheduleLog, describe
 
 if TYPE_CHECKING:
@@ -449,7 +449,7 @@ def _plan(model: Model, prompt: list[int], s: Settings, fwd_hooks: FwdHooks) -> 
     """Edits and hooks of one request; negative positions count from the end of the prompt."""
     if not (s.edits or fwd_hooks):
         return None
-    plan, names = _core.Plan(model._core), HookNames(model.config, s.n_steps)
+    plan, names = _core.Plan(model._core), names_of(model.config, s.n_steps)
     target = Target(names, [len(prompt)], [len(prompt) + s.max_new_tokens])
     for edit in s.edits:
         edit.add_to(plan, target)

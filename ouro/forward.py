@@ -14,7 +14,7 @@ from ouro.cache import ActivationCache
 from ouro.capture import ATTENTION_BUFFER, Block, CapturePlan, StopAt
 from ouro.edits import Edit, FwdHooks, Target, add_hooks
 from ouro.errors import ContextLengthError
-from ouro.hooks import HookNames
+from ouro.hooks import names_of
 from ouro.loop import LoopProgram, Turn
 from ouro.trace import Trace, exit_distribution, sigmoid
 
@@ -84,7 +84,7 @@ class Forward:
     def _plan(self) -> _core.Plan | None:
         if not (self.capture or self.edits or self.hooks):
             return None
-        plan, names = _core.Plan(self.model._core), HookNames(self.model.config, self.n_steps)
+        plan, names = _core.Plan(self.model._core), names_of(self.model.config, self.n_steps)
         target = Target(names, self.lengths if self.prompt_length is None else [self.prompt_length], self.lengths)
         for edit in self.edits:
             if not isinstance(edit, Edit):

@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ouro.config import ModelConfig
@@ -255,6 +255,12 @@ class HookNames:
         if not -self.n_steps <= t < self.n_steps:
             raise IndexError(f"step is {t}, expected {-self.n_steps} to {self.n_steps - 1}")
         return t % self.n_steps
+
+
+@lru_cache(maxsize=32)
+def names_of(config: ModelConfig, n_steps: int) -> HookNames:
+    """`HookNames`, made once for each model and depth: its tables are long."""
+    return HookNames(config, n_steps)
 
 
 def rectangles(places: set[Place]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -31,7 +31,7 @@ from ouro.generation import (
     settings,
     takes_generation_arguments,
 )
-from ouro.hooks import Filter, HookNames
+from ouro.hooks import Filter, names_of
 from ouro.hub import resolve
 from ouro.loading import USUAL_HEAD, Compute, Format, KVDtype, Part, load_core
 from ouro.loop import LoopProgram
@@ -414,7 +414,7 @@ class Model:
             raise ValueError("capture needs kv_policy='full': under another policy a second run does not see the same keys and values")
         if self._hooks.get():
             raise ValueError("capture does not go with Python hooks in generate: they would see other arrays; use edits")
-        HookNames(self.config, s.n_steps).select(capture)
+        names_of(self.config, s.n_steps).select(capture)
 
     def _capture(self, made: Generation, capture: Filter | None, s: Settings) -> ActivationCache:
         """A forward over all that was run. By the one answer these are the bits the generation had."""

@@ -7,6 +7,7 @@ import pytest
 from conftest import load, reference
 from hook_oracle import HookOracle
 from paths import FIXTURES
+from test_one_answer import kernels_here
 
 import ouro
 from ouro.hooks import POINTS, HookNames
@@ -70,6 +71,15 @@ def test_each_point_alone_changes_nothing(compute):
         logits, cache = model.run_with_cache(ids, [p.short, "state", "gate_logit"], logits="all")
         same(plain, logits, cache)
         np.testing.assert_array_equal(cache[p.short], everything[p.short], err_msg=p.short)
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "int8"])
+def test_instruction_sets_show_the_same(compute):
+    ids = reference("tiny-gqa-tied")["input_ids"][:1, :17]
+    seen = [ouro.load(FIXTURES / "tiny-gqa-tied", compute=compute, isa=isa).run_with_cache(ids, EVERYTHING)[1] for isa in kernels_here()]
+    for other in seen[1:]:
+        for full in seen[0]:
+            np.testing.assert_array_equal(other[full], seen[0][full], err_msg=full)
 
 
 def test_across_blocks_and_keys_in_int8():

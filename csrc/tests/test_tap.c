@@ -124,7 +124,7 @@ static void test_looking(const ouro_model *m)
     run(m, 2, p, seen, gate[1]);
     CHECK(!memcmp(plain, seen, states * sizeof *plain));
     ouro_tap_spec noise = {.kind = OURO_TAP_NOISE, .point = OURO_P_RESID_MID, .steps = steps_of_all + 1, .n_steps = 1,
-                           .layers = layers_of_all, .n_layers = 1, .scale = 0.1f, .seed = 3};
+                           .layers = layers_of_all + 1, .n_layers = 1, .scale = 0.1f, .seed = 3};
     CHECK(ouro_plan_add(p, &noise) == OURO_OK);
     run(m, 1, p, seen, gate[1]);
     CHECK(!memcmp(plain, seen, POS * D * sizeof *plain) && memcmp(plain, seen, states * sizeof *plain));
