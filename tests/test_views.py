@@ -14,7 +14,7 @@ from ouro.measures import TunedLens, logit_lens
 from ouro.views import attention_grid, exit_strip, lens_table, token_view
 from ouro.views.page import View, shade, shown
 
-VOID = {"meta", "input", "rect", "br", "img"}
+VOID = {"meta", "input", "path", "br", "img"}
 
 
 class Balanced(HTMLParser):
@@ -113,10 +113,11 @@ def test_lens_table_of_something_else(tiny):
 
 def test_attention_grid_draws_what_is_attended():
     pattern = np.zeros((1, 2, 3, 3), np.float32)
-    pattern[0, 1, 2, 0] = 0.75
+    pattern[0, 1, 2, 0], pattern[0, 1, 1, :2] = 0.75, 0.5
     html = str(attention_grid(pattern, heads=[1]))
-    marks = re.findall(r'<rect x="([0-9.]+)" y="([0-9.]+)" width="40.00" height="40.00" fill-opacity="([0-9.]+)"/>', html)
-    assert marks == [("0.00", "80.00", "0.75")]
+    assert 'viewBox="0 0 3 3"' in html
+    marks = re.findall(r'<path fill-opacity="([0-9.]+)" d="([^"]+)"/>', html)
+    assert marks == [("0.50", "M0 1h1v1h-1zM1 1h1v1h-1z"), ("0.75", "M0 2h1v1h-1z")]  # x: attended to, y: attends
 
 
 def test_text_of_tokens_is_escaped(trace):

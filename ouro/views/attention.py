@@ -14,14 +14,13 @@ MOST_TOKENS = 128
 
 
 def _square(weights: np.ndarray[tuple[int, int], np.dtype[np.float32]], side: int) -> str:
-    n = len(weights)
-    cell = side / n
-    marks = [
-        f'<rect x="{src * cell:.2f}" y="{dest * cell:.2f}" width="{cell:.2f}" height="{cell:.2f}" fill-opacity="{w:.2f}"/>'
-        for dest in range(n) for src, w in enumerate(weights[dest, : dest + 1]) if w >= LEAST
-    ]  # fmt: skip
-    frame = f'<rect width="{side}" height="{side}" fill="none" stroke="rgba(128,128,128,.6)"/>'
-    return f'<svg width="{side}" height="{side}" role="img">{frame}<g fill="#4477aa">{"".join(marks)}</g></svg>'
+    """One drawing in units of a cell; cells of the same weight (to two digits) are one path, so that pages stay small."""
+    n, cells = len(weights), dict[str, list[str]]()
+    for dest, src in np.argwhere(np.tril(weights) >= LEAST).tolist():
+        cells.setdefault(f"{weights[dest, src]:.2f}", []).append(f"M{src} {dest}h1v1h-1z")
+    marks = "".join(f'<path fill-opacity="{w}" d="{"".join(places)}"/>' for w, places in sorted(cells.items()))
+    style = "outline:1px solid rgba(128,128,128,.6)"
+    return f'<svg width="{side}" height="{side}" viewBox="0 0 {n} {n}" role="img" style="{style}"><g fill="#4477aa">{marks}</g></svg>'
 
 
 def attention_grid(
