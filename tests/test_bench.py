@@ -3,9 +3,6 @@
 import argparse
 import json
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,34 +199,3 @@ def test_command_of_batches(capsys, monkeypatch):
     found = json.loads(text.splitlines()[-1])
     assert [(r["mode"], r["requests"]) for r in found["rows"]] == [(m, n) for n in (1, 2) for m in ("plain", "q=0.5", "speculate")]
     assert found["latency"][0]["beside"] > 0 and "from token to token" in text
-
-
-RESIDENT = """
-import sys
-import ouro
-from ouro import _core
-from ouro.bench.worker import memory
-ouro.load("ouro-tiny").generate("One", max_new_tokens=4)
-before = memory()["resident"]
-model = ouro.load(sys.argv[1], compute=sys.argv[2], threads=2)
-model.generate(list(range(100)), max_new_tokens=4, eos_token_id=[], speculate=False)
-loaded = memory()["resident"]
-long = model.generate(list(range(1000)), max_new_tokens=2, eos_token_id=[], speculate=False)
-print(before, loaded, memory()["peak"], model.info()["weight_bytes"], long.stats.cache_bytes)
-"""
-CONSTANT = 24 << 20  # threads, buffers of a pass of 256 lanes, code
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("compute", ["bfloat16", "int8", "int4"])
-def test_resident_memory_is_weights_cache_and_a_constant(compute, tmp_path):
-    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-    from make_weights import make
-
-    directory = make(tmp_path / "small", "small")
-    command = [sys.executable, "-c", RESIDENT, str(directory), compute]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    before, loaded, peak, weights, cache = map(int, done.stdout.split())
-    assert cache > 40 << 20
-    assert loaded - before < 1.05 * weights + CONSTANT
-    assert peak - before < 1.05 * (weights + cache) + CONSTANT
