@@ -176,6 +176,7 @@ def test_a_peer_that_fails_says_why():
 def test_command_prints_a_table_and_a_line(tmp_path, capsys, monkeypatch):
     from ouro.cli import main
 
+    pytest.importorskip("matplotlib")
     monkeypatch.setattr("ouro.bench.command.LARGEST_READ", 1 << 22)
     log = tmp_path / "log.jsonl"
     options = ["bench", "-m", str(TINY), "--compute", "int8", "--threads", "1", "--prompt", "8", "--new", "2", "--rounds", "1"]
@@ -186,7 +187,10 @@ def test_command_prints_a_table_and_a_line(tmp_path, capsys, monkeypatch):
     last = json.loads(text.splitlines()[-1])
     assert [len(f["rates"]) for f in last["rows"][0]["figures"].values()] == [2, 2]
     assert last["rows"][0]["memory"]["peak"] > 0
-    assert len(log.read_text().splitlines()) == 2
+    assert main([*options[:-1], "0", "--log", str(log), "--plot", str(tmp_path / "roofline.png")]) == 0
+    assert len(log.read_text().splitlines()) == 2 and (tmp_path / "roofline.png").stat().st_size > 10_000
+    assert main([*options[:-1], "0"]) == 1
+    assert "expected --log" in capsys.readouterr().err
 
 
 @pytest.mark.core

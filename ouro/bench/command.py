@@ -55,7 +55,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that is timed; 0: none (default: %(default)s)")
     p.add_argument("--new", type=int, default=24, help="tokens decoded for a sample; 0: none (default: %(default)s)")
     p.add_argument("--context", type=_numbers, default=[SHORT], metavar="N,...", help="tokens before those (default: 32); e.g. 32,4096")
-    p.add_argument("--rounds", type=int, default=3, help="turns of each candidate (default: %(default)s)")
+    p.add_argument("--rounds", type=int, default=3, help="turns of each candidate (default: %(default)s); 0: show the --log")
     p.add_argument("--seconds", type=float, default=float("inf"), help="start no further sample after so long (default: no limit)")
     p.add_argument("--speculate", action="store_true", help="decode with speculation over steps too")
     p.add_argument("--against", type=_list_of(RUNTIMES), default=[], metavar="torch,llama.cpp",
@@ -96,7 +96,7 @@ def measure(a: argparse.Namespace, directory: Path, threads: int, report: Report
     batched: list[dict[str, Any]] = []
     latency: list[dict[str, Any]] = []
     stop = time.monotonic() + a.seconds
-    for compute in a.compute:
+    for compute in a.compute if a.rounds else ():
         with candidates(directory, compute, a.against, threads) as runners:
             if a.batch:
                 batched += run_batched(runners, a.batch, a.new, a.rounds, a.exit_threshold)
@@ -141,8 +141,10 @@ def new_report(a: argparse.Namespace, directory: Path, threads: int) -> Report:
 def bench(a: argparse.Namespace) -> None:
     """Limits of this machine, what they allow for a model, what is reached; peers in turns."""
     threads = a.threads or _core.cpu_count()
-    if not 1 <= threads <= 1024 or a.rounds < 1 or a.prompt < 0 or a.new < 0 or not tasks_of(a):
-        raise ValueError("expected 1 to 1024 threads, at least 1 round, and a prompt or new tokens to time")
+    if not 1 <= threads <= 1024 or a.rounds < 0 or a.prompt < 0 or a.new < 0 or not tasks_of(a):
+        raise ValueError("expected 1 to 1024 threads, rounds, and a prompt or new tokens to time")
+    if not a.rounds and (a.batch or not a.log or not a.log.exists()):
+        raise ValueError("no rounds to measure: expected --log with the file of earlier runs")
     directory = resolve(a.model, local_files_only=a.local_files_only)
     report = new_report(a, directory, threads)
     batched, latency = measure(a, directory, threads, report)
@@ -154,7 +156,8 @@ def bench(a: argparse.Namespace) -> None:
         return
     line = report.line()
     if a.log:
-        _append(a.log, line)
+        if a.rounds:
+            _append(a.log, line)
         report.absorb(a.log)
     if a.plot:
         plot(report, a.plot)

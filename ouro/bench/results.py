@@ -123,6 +123,12 @@ def merge_pairs(runs: Iterable[Pairs]) -> Pairs:
     return found
 
 
+def highest(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """One machine measured twice: the higher rates, since what disturbs a measurement only lowers it."""
+    peak = {name: max(unit, b["peak"].get(name, unit), key=lambda u: u["rate"]) for name, unit in a["peak"].items()}
+    return {**a, "read": max(a["read"], b["read"]), "peak": peak}
+
+
 @dataclass
 class Report:
     """A run, or several that were asked for the same: the machine, the model, what was asked, the rows, the ratios."""
@@ -143,7 +149,10 @@ class Report:
         return json.dumps(found)
 
     def absorb(self, path: Path) -> None:
-        """Take the rounds of all runs with the same model and threads from a file of JSON lines, whatever tasks each had."""
+        """Take the rounds of all runs with the same model and threads from a file of JSON lines, whatever tasks each had.
+
+        The limits of the machine are then the highest that any of them measured.
+        """
         rows: list[Row] = []
         pairs: list[Pairs] = []
         for text in path.read_text().splitlines():
@@ -151,6 +160,7 @@ class Report:
             same = found.get("schema") == SCHEMA and found["model"] == self.model
             if same and found["machine"]["threads"] == self.machine["threads"]:
                 rows += [Row.from_dict(row) for row in found["rows"]]
+                self.machine = highest(self.machine, found["machine"])
                 pairs.append({(pair["ours"], pair["rival"]): pair["ratios"] for pair in found["pairs"]})
         self.rows, self.pairs = merge(rows), merge_pairs(pairs)
 
