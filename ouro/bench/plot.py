@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,7 +11,6 @@ from ouro.bench.results import Report, Row, split_key
 
 COLOURS = {"ouro": "C0", "llama.cpp": "C1", "torch": "C2"}
 MARKERS = {"float32": "D", "bfloat16": "o", "BF16": "o", "int8": "s", "Q8_0": "s", "int4": "^", "Q4_0": "^"}
-OFFSETS = {"ouro": (6, 6), "llama.cpp": (6, -13), "torch": (6, -13)}
 
 
 def _limits(axes: Any, report: Report, left: float, right: float) -> None:
@@ -18,13 +18,19 @@ def _limits(axes: Any, report: Report, left: float, right: float) -> None:
     read = report.machine["read"]
     top = max(unit["rate"] for unit in report.machine["peak"].values())
     axes.plot([left, top / read], [left * read / 1e9, top / 1e9], color="0.35", lw=1.2)
-    axes.annotate(f"plain read, {read / 1e9:.0f} GB/s", (left * 1.15, left * 1.15 * read / 1e9), xytext=(0, 10),
-                  textcoords="offset points", rotation=38, rotation_mode="anchor", fontsize=8, color="0.35")  # fmt: skip
     for name, unit in report.machine["peak"].items():
         rate = unit["rate"]
         axes.plot([rate / read, right], [rate / 1e9, rate / 1e9], color="0.35", lw=1.2, ls="--")
         axes.annotate(f"{name} peak, {rate / 1e9:.0f}", (right, rate / 1e9), xytext=(-3, 3), textcoords="offset points", ha="right",
                       fontsize=8, color="0.35")  # fmt: skip
+
+
+def _name_slope(axes: Any, read: float, left: float) -> None:
+    """Write the read rate along its line, once the axes have their final scales."""
+    ends = axes.transData.transform([(left, left * read / 1e9), (10 * left, 10 * left * read / 1e9)])
+    angle = math.degrees(math.atan2(*(ends[1] - ends[0])[::-1]))
+    axes.annotate(f"plain read, {read / 1e9:.0f} GB/s", (1.3 * left, 1.3 * left * read / 1e9), xytext=(-4, 7),
+                  textcoords="offset points", rotation=angle, rotation_mode="anchor", fontsize=8, color="0.35")  # fmt: skip
 
 
 def _points(axes: Any, row: Row, named: set[str]) -> None:
@@ -64,11 +70,15 @@ def plot_roofline(report: Report, path: Path) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
+    _name_slope(axes, report.machine["read"], left)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     axes.set_xlabel("operations per byte of weights and cache that must be read")
     axes.set_ylabel("Gop/s")
     m = report.machine
     tasks = " and ".join(dict.fromkeys(key.replace("@", " ") for key in shown))
-    axes.set_title(f"{report.model['name']}, {tasks}, {m['processor']}, {m['threads']} threads", fontsize=9)
+    axes.set_title(f"{report.model['name']}, {tasks}, {m['processor']}, threads: {m['threads']}", fontsize=9)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(which="major", alpha=0.25)
     figure.savefig(path, dpi=120, bbox_inches="tight")
