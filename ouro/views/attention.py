@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -64,5 +65,5 @@ def attention_grid(
         f"<tr><th>step {t}</th>" + "".join(f"<td>{_square(p[t, h], side)}</td>" for h in chosen) + "</tr>" for t in range(len(p))
     )
     named = "" if tokens is None else " Tokens: " + " ".join(f"{i}:{shown(t)}" for i, t in enumerate(tokens))
-    caption = f'<div class="cap">{shown(title, 200)}. Down: position that attends. Across: position attended to.{named}</div>'
+    caption = f'<div class="cap">{escape(title)}. Down: position that attends. Across: position attended to.{named}</div>'
     return View(f"{caption}<table>{head}{rows}</table>", title)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +94,6 @@ def lens_table(lens: LabelledSet, *, row: int = 0, last_first: bool = True) -> V
         lines.append(f"<tr{kind}><th>{mark}{steps[t]}.{layers[layer]}</th>{cells}</tr>")
     head = "<tr><th>step.layer</th>" + "".join(f"<th>{shown(name, 12)}</th>" for name in names) + "</tr>"
     exact = "" if all(unsure) else " The last layer of each step is its own readout: exact, bold."
-    caption = (f'<div class="cap">{shown(lens.title or "lens", 60)}: the top token after each layer of each step, shaded by its'
+    caption = (f'<div class="cap">{escape(lens.title or "lens")}: the top token after each layer of each step, shaded by its'
                f" probability.{exact} ~ marks readings inside a step, which are approximate.</div>")  # fmt: skip
     return View(f"{caption}<table>{head}{''.join(lines)}</table>", "Lens by step and layer")
