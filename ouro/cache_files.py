@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from ouro.cache import ActivationCache
 from ouro.capture import Block, CaptureDtype, CapturePlan, Positions
@@ -176,6 +175,22 @@ def open_shards(directory: str | Path) -> Shards:
         raise CheckpointError(f"index of shards is damaged: {error}", file=path) from None
 
 
+def _digest(edit: Edit) -> list[str]:
+    """What an edit is: its kind and every field, arrays and caches by their bytes."""
+
+    def of(value: Any) -> str:
+        if isinstance(value, ActivationCache):
+            parts = [np.ascontiguousarray(a).view(np.uint8).tobytes() for _, a in value.blocks]
+            return hashlib.sha256(b"".join([repr(value.token_ids).encode(), *parts])).hexdigest()
+        if isinstance(value, np.ndarray):
+            return f"{value.dtype}{value.shape}" + hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        if callable(value):
+            return str(getattr(value, "__qualname__", type(value).__name__))
+        return repr(value)
+
+    return [type(edit).__name__, *(f"{f.name}={of(getattr(edit, f.name))}" for f in fields(edit))]
+
+
 @dataclass(frozen=True)
 class ShardJob:
     """A capture of many texts, cut into shards before it begins."""
@@ -213,11 +228,13 @@ class ShardJob:
         plan = self.plan([max(map(len, self.sequences))])
         what = [VERSION, str(self.model.config), self.model.compute, self.model.kv_dtype, self.sequences, repr(self.pos), self.dtype,
                 self.n_steps, self.shard_bytes, [(b.point.short, b.steps, b.layers) for b in plan.blocks],
-                [type(e).__name__ for e in self.edits]]  # fmt: skip
+                [_digest(e) for e in self.edits]]  # fmt: skip
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def run(self, directory: Path, *, resume: bool, progress: bool) -> Shards:
         """Write the shards that are not there."""
+        from tqdm.auto import tqdm
+
         directory.mkdir(parents=True, exist_ok=True)
         shards, mark, index = Shards(directory, self.spans()), self.fingerprint(), directory / INDEX
         if index.exists() and resume and read_json(index).get("fingerprint") != mark:

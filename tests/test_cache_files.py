@@ -73,6 +73,19 @@ def test_shards(model, tmp_path):
         ouro.open_shards(tmp_path)
 
 
+def test_resuming_with_other_edits_is_refused(model, tmp_path):
+    """Also where only a number or one element of a vector differs."""
+    vector = np.ones(model.config.d_model, np.float32)
+    first = ouro.edits.Add("resid_post", vector, scale=0.5, layers=[0])
+    model.capture_to(tmp_path, ["One day"], names_filter="state", edits=[first], progress=False)
+    model.capture_to(tmp_path, ["One day"], names_filter="state", edits=[first], progress=False)
+    other = vector.copy()
+    other[3] = 2
+    for edit in (ouro.edits.Add("resid_post", other, scale=0.5, layers=[0]), ouro.edits.Add("resid_post", vector, scale=0.25, layers=[0])):
+        with pytest.raises(ValueError, match="holds another capture"):
+            model.capture_to(tmp_path, ["One day"], names_filter="state", edits=[edit], progress=False)
+
+
 def test_killed_and_resumed(tmp_path):
     code = (
         "import ouro, sys; m = ouro.load(sys.argv[1]);"
