@@ -7,6 +7,6 @@ pip install -q ".[notebook,probe]"
 notebooks=$PWD/notebooks
 mkdir -p "$CI_WORK/notebooks"
 cd "$CI_WORK/notebooks"
-export MPLBACKEND=agg HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1
 jupyter nbconvert --to notebook --execute --log-level WARN --ExecutePreprocessor.timeout=120 --output-dir . "$notebooks"/*.ipynb
 ls -l
