@@ -1,5 +1,6 @@
 """Models are loaded once for all tests."""
 
+import os
 from functools import cache
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from paths import FIXTURES, TINY
 
 import ouro
+
+os.environ["PYTHONSAFEPATH"] = "1"  # processes that tests start import what is installed, not the folder they start in
 
 
 @cache

@@ -67,7 +67,7 @@ class WorkerRunner:
     """`ouro.bench.worker` in a process of its own, loaded once and idle between turns."""
 
     def __init__(self, runtime: str, directory: Path, compute: str, threads: int) -> None:
-        command = [sys.executable, "-m", "ouro.bench.worker", runtime, str(directory), compute, str(threads)]
+        command = [sys.executable, "-P", "-m", "ouro.bench.worker", runtime, str(directory), compute, str(threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._name = f"{runtime} {compute}"
         hello = self._read()
