@@ -186,7 +186,7 @@ static void test_blas_products(void)
 {
     const char *path = getenv("OURO_TEST_BLAS");
     static products p;
-    if (!path) {
+    if (!path || !*path) {
         printf("  skipped: OURO_TEST_BLAS is not set\n");
         return;
     }
