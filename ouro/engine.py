@@ -289,7 +289,7 @@ class Engine:
         max_lanes: int = MAX_LANES,
         max_cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
-        prefill_lanes: int = 32,
+        prefill_lanes: int = 8,
         max_queue: int | None = None,
         background: bool = True,
         log: list[dict[str, Any]] | str | Path | None = None,

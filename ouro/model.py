@@ -430,8 +430,8 @@ class Model:
         if n < 1:
             raise ValueError(f"n is {n}, expected 1 or more")
         prompts, _ = self._many(prompt)
-        shared = None if n * len(prompts) > 1 else 0  # beginnings in common
-        with Engine(self, background=False, prefix_cache_bytes=shared) as engine:
+        shared = None if n * len(prompts) > 1 else 0  # beginnings in common; all that counts is when the last one ends
+        with Engine(self, background=False, prefix_cache_bytes=shared, prefill_lanes=MAX_LANES) as engine:
             handles = [engine._submit(ids, s, sample, self._hooks.get()) for ids in prompts for sample in range(n)]
             return [handle.result() for handle in handles]
 

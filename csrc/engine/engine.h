@@ -91,7 +91,7 @@ typedef struct ouro_engine ouro_engine;
 
 typedef struct ouro_engine_options {
     int max_lanes;                   /* most requests that run at once, and most rows that chunks of prompts fill up to */
-    int prefill_lanes;               /* most rows of prompts in a pass that also decodes; 0: 32 */
+    int prefill_lanes;               /* most rows of prompts in a pass that also decodes; 0: 8 */
     int max_queue;                   /* most requests that wait; 0: no limit */
     size_t max_cache_bytes;          /* keys and values; 0: 90 % of the memory that is available now */
     size_t prefix_cache_bytes;       /* of them, kept for prompts with the same beginning; 0: nothing is kept */
