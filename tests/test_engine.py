@@ -137,6 +137,13 @@ def test_cancel_in_every_phase(tiny):
         assert engine.submit(STORY, max_new_tokens=3).result().token_ids == tiny.generate(STORY, max_new_tokens=3).token_ids
 
 
+@pytest.mark.parametrize("n, sweeps", [(8, 1), (9, 1), (10, 2), (16, 2), (17, 2), (18, 3)])
+def test_a_prompt_of_whole_chunks_needs_no_sweep_of_its_own_for_its_last_token(tiny, n, sweeps):
+    with ouro.Engine(tiny, max_lanes=8, prefix_cache_bytes=0, background=False) as engine:
+        engine.submit([5] * n, max_new_tokens=1, eos_token_id=[], speculate=False).result()
+        assert engine.stats.passes == sweeps * tiny.config.n_steps
+
+
 def test_prompts_take_turns_and_leave_room_for_decoding(tiny):
     """While something decodes, chunks take at most prefill_lanes rows; a short prompt does not wait for a long one."""
     log = []

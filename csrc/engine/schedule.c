@@ -96,7 +96,8 @@ static ouro_request *next_prompt(const ouro_engine *e)
 }
 
 /* Rows that chunks may still take in this pass. While something decodes, prompts get prefill_lanes in all; a few rows
- * they always get, however much decodes. */
+ * they always get, however much decodes. The lead behind a last chunk is one row more: kept free in every chunk, its place
+ * would cost 512 positions a third sweep of all steps. */
 static int room_for_prompts(const ouro_engine *e)
 {
     int lanes = 0, prompts = 0, most = e->options.max_lanes, least = most < 8 ? most : 8;
@@ -107,7 +108,7 @@ static int room_for_prompts(const ouro_engine *e)
         prompts += r->chunk.n;
         decoding |= r->lead != NULL;
     }
-    int room = most - lanes - (most - lanes > 1);        /* one row for the lead behind the last chunk */
+    int room = most - lanes;
     if (decoding && room > e->options.prefill_lanes - prompts) room = e->options.prefill_lanes - prompts;
     return room < least - prompts ? least - prompts : room;
 }
