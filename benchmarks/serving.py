@@ -1,11 +1,11 @@
 """What requests of one engine cost each other, and what they save.
 
-    python benchmarks/serving.py MODEL [latency] [reuse] [throughput] [--prompt 256] [--new 8]
+    python benchmarks/serving.py MODEL [latency] [reuse] [--prompt 256] [--new 8]
 
 latency: one request decodes, plain; the time between its tokens is taken alone, and while a prompt is read under several
 `prefill_lanes`, beside how fast that prompt is read. reuse: the time to the first token of a prompt, cold, and when an
-earlier request had the same beginning. throughput: tokens per second of so many requests together, plain, with Q-exit and
-with speculation (`ouro bench --batch` has the same beside llama.cpp). Prints tables and one JSON line.
+earlier request had the same beginning. (Tokens per second of many requests together: `ouro bench --batch`.) Prints tables and one
+JSON line.
 """
 
 from __future__ import annotations
@@ -58,23 +58,6 @@ def first_token(model: ouro.Model, *, shared: int, own: int) -> dict[str, float]
     return {"cold": seconds[0], "reused": seconds[1], "prefix_tokens": g.stats.prefix_tokens, "prompt_tokens": shared + own}
 
 
-def together(model: ouro.Model, requests: int, new: int, **arguments: Any) -> dict[str, float]:
-    """Tokens per second of all requests together, from when each has its first token until one has all."""
-    with ouro.Engine(model, background=False, prefix_cache_bytes=0) as engine:
-        options = {"eos_token_id": [], "max_new_tokens": 400, **arguments}
-        handles = [engine.submit(tokens(model, 16, 1 + i), **options) for i in range(requests)]
-        made = [h.generation.token_ids for h in handles]
-        while not all(made):
-            engine.step()
-        begin, before, passes = time.perf_counter(), sum(map(len, made)), engine.stats.passes
-        while sum(map(len, made)) < before + new * requests:
-            engine.step()
-        count, seconds = sum(map(len, made)) - before, time.perf_counter() - begin
-        exits = [step for h in handles for step in h.generation.exit_steps]
-        return {"tokens_per_s": count / seconds, "passes_per_token": (engine.stats.passes - passes) * requests / count,
-                "mean_steps": 1 + float(np.mean(exits))}  # fmt: skip
-
-
 def say(text: str) -> None:
     print(text, flush=True)
 
@@ -96,34 +79,17 @@ def reuse(model: ouro.Model, prompt: int) -> dict[str, float]:
     return r
 
 
-def throughput(model: ouro.Model, counts: Sequence[int], new: int, q: float) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    say("| requests | plain, tokens/s | Q-exit, tokens/s | mean steps | speculation, tokens/s |\n|---|---|---|---|---|")
-    for n in counts:
-        plain, early, ahead = (
-            together(model, n, new, **mode)
-            for mode in ({"speculate": False}, {"speculate": False, "exit_threshold": q}, {"speculate": True})
-        )
-        rates = [f"{r['tokens_per_s']:.2f}" for r in (plain, early, ahead)]
-        say(f"| {n} | {rates[0]} | {rates[1]} | {early['mean_steps']:.2f} | {rates[2]} |")
-        found[str(n)] = {"plain": plain, "q": early, "speculate": ahead}
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("what", nargs="*", default=["latency", "reuse", "throughput"], help="latency, reuse, throughput (default: all)")
+    p.add_argument("what", nargs="*", default=["latency", "reuse"], help="latency, reuse (default: both)")
     p.add_argument("--compute", help="default: that of the model")
     p.add_argument("--prompt", type=int, default=256, help="tokens of a prompt that is read (default: %(default)s)")
     p.add_argument("--new", type=int, default=8, help="tokens of each request (default: %(default)s)")
-    p.add_argument("--requests", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    p.add_argument("--exit-threshold", type=float, default=0.5)
     a = p.parse_args(argv)
     model = ouro.load(a.model, compute=a.compute)
     model.generate(tokens(model, 8, 9), max_new_tokens=2, **PLAIN)
-    parts = {"latency": lambda: latency(model, a.prompt, a.new), "reuse": lambda: reuse(model, a.prompt),
-             "throughput": lambda: throughput(model, a.requests, a.new, a.exit_threshold)}  # fmt: skip
+    parts = {"latency": lambda: latency(model, a.prompt, a.new), "reuse": lambda: reuse(model, a.prompt)}
     print(json.dumps({"compute": model.compute, **{what: parts[what]() for what in a.what}}))
 
 

@@ -83,6 +83,8 @@ void ouro_after_readout(ouro_engine *e, ouro_request *r, ouro_node *n, const our
 
 /* ---- speculate.c */
 bool ouro_guessing(const ouro_request *r);
+/* Whether the pass behind the one that has just run will have lanes for guesses; before its steps are counted. */
+bool ouro_room_for_guesses(const ouro_engine *e);
 /* Compares the guesses of a decided node with its token. */
 void ouro_count_guesses(ouro_stats *s, const ouro_node *n, int32_t token);
 /* Charges the coming pass to every request that decodes in it. */

@@ -61,6 +61,17 @@ static int decoding_lanes(const ouro_engine *e)
     return lanes;
 }
 
+bool ouro_room_for_guesses(const ouro_engine *e)
+{
+    int lanes = 0;
+    for (const ouro_request *r = e->requests; r; r = r->next) {
+        if (!r->running) continue;
+        for (const ouro_node *n = r->nodes; n; n = n->next) lanes += n->step + 1 < r->depth;
+        lanes += r->lead && r->lead->step + 1 >= r->depth;       /* another takes its place */
+    }
+    return lanes < FREE_LANES;
+}
+
 /* The node's parent has changed its mind since it made this guess. */
 static bool is_stale(const ouro_node *n)
 {

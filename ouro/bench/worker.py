@@ -67,23 +67,28 @@ class Ouro:
         return {**found, "p1": s.p1, "p2": s.p2, "cache_bytes": s.cache_bytes} if speculate else {**found, "cache_bytes": s.cache_bytes}
 
     def batch(self, requests: int, prompt: int, new: int, mode: str) -> dict[str, float]:
-        """`requests` prompts at once; the rate counts all tokens behind the first of each.
+        """`requests` prompts at once: tokens per second of all, from when each has its first token until `new` more for each, or
+        until one of them ends."""
+        from ouro.engine import MAX_LANES, Engine
 
-        The time of the prompts is that of the same call with one new token, and is taken off.
-        """
-        prompts = [tokens(self.config, prompt, seed) for seed in range(requests)]
         options: dict[str, Any] = {"eos_token_id": [], "speculate": mode == "speculate"}
         if mode.startswith("q="):
             options["exit_threshold"] = float(mode[2:])
-        times: list[float] = []
-        results: Any = []
-        for count in (1, new + 1):
+        most = min(4 * new + 16, self.config.n_ctx - prompt)  # nobody ends while the others are counted, if the context allows it
+        with Engine(self.model, background=False, prefix_cache_bytes=0, prefill_lanes=MAX_LANES) as engine:
+            prompts = [tokens(self.config, prompt, seed) for seed in range(requests)]
             begin = time.perf_counter()
-            results = self.model.generate(prompts, max_new_tokens=count, **options)
-            times.append(time.perf_counter() - begin)
-        exits = [step for g in results for step in g.exit_steps]
-        return {"rate": requests * new / (times[1] - times[0]), "mean_steps": 1 + float(np.mean(exits)),
-                "prefill_rate": requests * prompt / times[0]}  # fmt: skip
+            handles = [engine.submit(ids, max_new_tokens=most, **options) for ids in prompts]
+            made = [handle.generation.token_ids for handle in handles]
+            while not all(made):
+                engine.step()
+            middle, before, passes = time.perf_counter(), sum(map(len, made)), engine.stats.passes
+            while sum(map(len, made)) < before + new * requests and not any(handle.done for handle in handles):
+                engine.step()
+            seconds, count = time.perf_counter() - middle, sum(map(len, made)) - before
+            exits = [step for handle in handles for step in handle.generation.exit_steps]
+            return {"rate": count / seconds, "mean_steps": 1 + float(np.mean(exits)), "passes": engine.stats.passes - passes,
+                    "tokens": count, "prefill_rate": requests * prompt / (middle - begin)}  # fmt: skip
 
     def latency(self, others: int, prompt: int, new: int) -> dict[str, float]:
         """Seconds between the tokens of one request, alone and while `others` prompts are read beside it."""
