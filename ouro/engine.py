@@ -94,7 +94,6 @@ class _Shared:
 
     def step(self) -> None:
         """One pass, and what follows from it for the requests."""
-        before = self.core.cache_bytes()
         try:
             events = self.core.step()
         except BaseException as error:  # Ctrl-C, or nothing that a request did: all of them end
@@ -102,14 +101,13 @@ class _Shared:
                 self._end_all(None if isinstance(error, KeyboardInterrupt) else error)
             raise
         with self.changed:
-            cache_bytes = max(before, self.core.cache_bytes())
             if self.log is not None and not self.closed:
                 self.log.add_pass(self.core.record(), events)
             for event in events:
                 request = self.requests.get(event[0])
                 if request is None:
                     continue
-                if request.take(event, cache_bytes):
+                if request.take(event):
                     self.core.cancel(event[0])
                 if event[4]:
                     del self.requests[event[0]]
@@ -382,6 +380,8 @@ class Engine:
 
     def _submit(self, prompt: list[int], s: Settings, sample: int, fwd_hooks: FwdHooks = ()) -> Handle:
         self._check()
+        if fwd_hooks and self._shared.log is not None:
+            raise ValueError("a schedule log can not hold hooks, which could not be replayed: use an engine without a log")
         plan = _plan(self.model, prompt, s, fwd_hooks)
         rule, shared = s.exit_rule, self._shared
         request = Request(prompt, s, self.model.tokenizer)

@@ -16,7 +16,7 @@ from ouro.edits import Edit, FwdHooks, Target, add_hooks
 from ouro.errors import ContextLengthError
 from ouro.hooks import names_of
 from ouro.loop import LoopProgram, Turn
-from ouro.trace import Trace, exit_distribution, sigmoid
+from ouro.trace import Trace, exit_distribution
 
 if TYPE_CHECKING:
     from ouro.model import Model
@@ -122,8 +122,7 @@ class Forward:
 
 def _derive(block: Block, array: NDArray[Any], trace: Trace, plan: CapturePlan) -> None:
     """What follows from the gate's logits at all steps."""
-    lam = sigmoid(trace.gate_logit)
-    pdf, cdf = exit_distribution(lam)
+    lam, pdf, cdf = exit_distribution(trace.gate_logit)
     whole = {"gate_lambda": lam, "gate_pdf": pdf, "gate_cdf": cdf}[block.point.short][list(block.steps)]
     kept = np.take_along_axis(whole, np.maximum(plan.positions, 0)[None], axis=2)
     array[...] = plan.encode(np.where(plan.positions >= 0, kept, np.float32(np.nan)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -39,7 +40,8 @@ class GenerationStats:
     prefill_seconds, decode_seconds
         Up to the first new token, and after it.
     cache_bytes
-        Keys and values held at the end, of all requests that ran together.
+        Keys and values of this request at its end, in whole pages of 64 positions and one step. What it took over from earlier
+        requests (`prefix_tokens`) is not counted.
     guesses, kept, dropped
         Positions started on a guess, confirmed, and thrown away.
     p1, p2
@@ -80,6 +82,9 @@ class Generation:
         The 0-based step whose readout gave each token.
     exit_pdf : list of list of float
         Exit distribution of the position each token was read from; NaN behind the exit step, which need not have run.
+    token_times : list of float
+        Seconds from submission to each token: the first is the time to the first token, waiting included; differences are the times
+        between tokens. Tokens of one pass have one time.
     stats : GenerationStats
     cache : ActivationCache or None
         What `generate(..., capture=...)` asked for, at every position that was run: the prompt and all new tokens but the last.
@@ -93,6 +98,7 @@ class Generation:
     finish_reason: FinishReason = "cancelled"
     exit_steps: list[int] = field(default_factory=list)
     exit_pdf: list[list[float]] = field(default_factory=list)
+    token_times: list[float] = field(default_factory=list)
     stats: GenerationStats = field(default_factory=GenerationStats)
     cache: ActivationCache | None = field(default=None, repr=False)
 
@@ -250,12 +256,13 @@ class Request:
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True) if tokenizer else None
         self._pending = ""  # text that may be the beginning of a stop string
         self._stopped = False
+        self._begin = time.monotonic()
 
-    def take(self, event: tuple[Any, ...], cache_bytes: int) -> bool:
+    def take(self, event: tuple[Any, ...]) -> bool:
         """Take one event of the core; True when the core should stop here (a stop string was found, or an error)."""
         _, token, logprob, exit_step, finish, pdf, top_ids, top_logprobs, stats, error = event
         if finish:
-            self.result.stats = _stats(stats, cache_bytes)
+            self.result.stats = _stats(stats)
         if self.done:  # ended here before the core knew
             return False
         try:
@@ -285,6 +292,7 @@ class Request:
         r.token_ids.append(token)
         r.logprobs.append(logprob)
         r.exit_steps.append(exit_step)
+        r.token_times.append(time.monotonic() - self._begin)
         r.exit_pdf.append(list(pdf[: self.settings.n_steps]))
         if r.top_logprobs is not None:
             r.top_logprobs.append(dict(zip(top_ids, top_logprobs, strict=True)))
@@ -313,11 +321,11 @@ class Request:
         return 0
 
 
-def _stats(s: dict[str, Any], cache_bytes: int) -> GenerationStats:
+def _stats(s: dict[str, Any]) -> GenerationStats:
     return GenerationStats(
         passes=s["passes"], lanes=s["lanes"], prompt_tokens=s["prompt_tokens"], prefix_tokens=s["prefix_tokens"],
         tokens=s["tokens"],
-        prefill_seconds=s["prefill_seconds"], decode_seconds=s["decode_seconds"], cache_bytes=cache_bytes,
+        prefill_seconds=s["prefill_seconds"], decode_seconds=s["decode_seconds"], cache_bytes=s["cache_bytes"],
         guesses=s["guesses"], kept=s["kept"], dropped=s["dropped"],
         p1=s["first_right"] / s["first_tried"] if s["first_tried"] else math.nan,
         p2=s["second_right"] / s["second_tried"] if s["second_tried"] else math.nan,

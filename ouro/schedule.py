@@ -2,17 +2,18 @@
 
 A log is a list of entries, or a file of JSON lines. The first says what it is about:
 
-    {"version": 1, "model": {...}, "options": {...}}
+    {"version": 2, "model": {...}, "options": {...}}
 
 then, in any order as far as it is clear,
 
     {"submit": 3, "sample": 0, "tokens": [...], "settings": {...}}
     {"pass": 17, "arrive": [3], "cancel": [1], "start": [3],
-     "lanes": [[request, kind, pos, step, token], ...],
+     "lanes": [[request, kind, pos, step, token, state], ...],
      "events": [[request, token, logprob, exit_step, finish], ...]}
 
 `arrive`, `cancel` and `start` (of a request that had to wait or not) happened before the pass. A lane's kind is "prompt",
-"lead" (the newest decided position), "late" (a deeper step of a token that left early) or "guess" (a branch). An event with
+"lead" (the newest decided position), "late" (a deeper step of a token that left early) or "guess" (a branch); `state` is a checksum
+of the state that the pass gave it, so that a replay compares all bits that were computed. An event with
 token -1 only ends a request; finish is null, "stop", "length", "cancelled" or "failed".
 """
 
@@ -20,18 +21,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ouro import exits
+from ouro.edits import Edit
 from ouro.errors import ReplayError
 from ouro.generation import NO_EXIT, Generation, Settings
 
 if TYPE_CHECKING:
     from ouro.model import Model
 
-VERSION = 1
+VERSION = 2
 TAKEN = ("arrive", "cancel", "start")  # ouro_line_kind (csrc/engine/engine.h), and the kinds of lanes behind them
 LANES = ("prompt", "lead", "late", "guess")
 FINISH = (None, "stop", "length", "cancelled", "failed")
@@ -60,22 +62,20 @@ class ScheduleLog:
             self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
 
     def add_submit(self, number: int, prompt: Sequence[int], s: Settings, sample: int) -> None:
-        if s.edits:
-            raise ValueError("a schedule log can not hold edits: use an engine without a log")
-        settings = asdict(s)
-        del settings["edits"]
+        settings = asdict(replace(s, edits=()))
+        settings["edits"] = [type(edit).__name__ for edit in s.edits]
         rule = s.exit_rule
         settings["exit_rule"] = [type(rule).__name__, rule.threshold, rule.min_steps, rule.delay]
         settings["stop"], settings["stop_ids"], settings["follow"] = list(s.stop), list(s.stop_ids), list(s.follow)
         self._add({"submit": number, "sample": sample, "tokens": list(prompt), "settings": settings})
 
-    def add_pass(self, record: Sequence[tuple[int, int, int, int, int]], events: Sequence[tuple[Any, ...]]) -> None:
+    def add_pass(self, record: Sequence[tuple[int, int, int, int, int, int]], events: Sequence[tuple[Any, ...]]) -> None:
         entry: Entry = {"pass": self._passes, **{name: [] for name in TAKEN}, "lanes": [], "events": []}
-        for request, kind, pos, step, token in record:
+        for request, kind, pos, step, token, state in record:
             if kind < len(TAKEN):
                 entry[TAKEN[kind]].append(request)
             else:
-                entry["lanes"].append([request, LANES[kind - len(TAKEN)], pos, step, token])
+                entry["lanes"].append([request, LANES[kind - len(TAKEN)], pos, step, token, state])
         for request, token, logprob, exit_step, finish, *_ in events:
             entry["events"].append([request, token, logprob, exit_step, FINISH[finish]])
         self._passes += 1
@@ -98,8 +98,10 @@ def read(log: Sequence[Entry] | str | Path) -> list[Entry]:
     return entries
 
 
-def _settings(entry: Entry, rule: Any) -> Settings:
+def _settings(entry: Entry, rule: Any, edits: Sequence[Edit]) -> Settings:
     s = dict(entry["settings"])
+    if s["edits"] != [type(edit).__name__ for edit in edits]:
+        raise ReplayError(f"request {entry['submit']} had the edits {s['edits']}: give them, and no others, in edits")
     name, threshold, min_steps, delay = s["exit_rule"]
     if name == "CustomExit":
         if rule is None:
@@ -107,10 +109,12 @@ def _settings(entry: Entry, rule: Any) -> Settings:
         s["exit_rule"] = exits.CustomExit(threshold, min_steps, delay, rule=rule)
     else:
         s["exit_rule"] = NO_EXIT if name == "ExitRule" else getattr(exits, name)(threshold, min_steps, delay)
-    return Settings(**{**s, "stop": tuple(s["stop"]), "stop_ids": tuple(s["stop_ids"]), "follow": tuple(s["follow"])})
+    s |= {name: tuple(s[name]) for name in ("stop", "stop_ids", "follow")}
+    return Settings(**{**s, "edits": tuple(edits)})
 
 
-def replay(model: Model, log: Sequence[Entry] | str | Path, *, exit_rules: Mapping[int, Any] | None = None) -> dict[int, Generation]:
+def replay(model: Model, log: Sequence[Entry] | str | Path, *, exit_rules: Mapping[int, Any] | None = None,
+           edits: Mapping[int, Sequence[Edit]] | None = None) -> dict[int, Generation]:  # fmt: skip
     """Run a recorded schedule again: the same arrivals and cancels before the same passes.
 
     Parameters
@@ -121,6 +125,8 @@ def replay(model: Model, log: Sequence[Entry] | str | Path, *, exit_rules: Mappi
         The list or the path that was given to `Engine(log=...)`.
     exit_rules
         The callables of `CustomExit`, by request: they can not be written down.
+    edits
+        Likewise the edits of requests that had some; the log has their names only.
 
     Returns
     -------
@@ -130,7 +136,7 @@ def replay(model: Model, log: Sequence[Entry] | str | Path, *, exit_rules: Mappi
     Raises
     ------
     ReplayError
-        Where the lanes, tokens, log probabilities or exits of a pass are not those of the log.
+        Where the lanes, states, tokens, log probabilities or exits of a pass are not those of the log.
     """
     from ouro.engine import Engine
 
@@ -144,7 +150,8 @@ def replay(model: Model, log: Sequence[Entry] | str | Path, *, exit_rules: Mappi
         for entry in (e for e in entries if "pass" in e):
             for number in entry["arrive"]:
                 s = submits[number]
-                handle = engine._submit(s["tokens"], _settings(s, (exit_rules or {}).get(number)), s["sample"])
+                asked = _settings(s, (exit_rules or {}).get(number), (edits or {}).get(number, ()))
+                handle = engine._submit(s["tokens"], asked, s["sample"])
                 handles[handle.number] = handle
             for number in entry["cancel"]:
                 engine._cancel(number)

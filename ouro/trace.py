@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ouro import _core
 from ouro.exits import CustomExit, ExitRule, QExit
 
 if TYPE_CHECKING:
@@ -19,25 +20,18 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + exp(-x)), without overflow."""
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(np.float32)
+def exit_distribution(gate_logit: Floats) -> tuple[Floats, Floats, Floats]:
+    """lambda, pdf and cdf `[step, ...]` of leaving at each step, from the gate's logits `[step, ...]`; NaN where those are NaN.
 
-
-def exit_distribution(exit_lambda: Floats) -> tuple[Floats, Floats]:
-    """pdf and cdf `[step, ...]` of leaving at each step, from lambda `[step, ...]`.
-
-    `p_t = lambda_t prod_{j<t} (1 - lambda_j)`, the last step takes the rest and its cdf is 1 exactly (arXiv 2510.25741,
-    section 3; the last lambda is never used).
+    `lambda_t = sigmoid(g_t)`, `p_t = lambda_t prod_{j<t} (1 - lambda_j)`, the last step takes the rest and its cdf is 1 exactly
+    (arXiv 2510.25741, section 3; the last lambda is never used). By the code that generation uses (csrc/engine/exit.c), so the
+    bits are those of `Generation.exit_pdf`.
     """
-    survival = np.cumprod(1 - exit_lambda, axis=0, dtype=np.float32)
-    before = np.concatenate([np.ones_like(survival[:1]), survival[:-1]])
-    pdf = exit_lambda * before
-    pdf[-1] = before[-1]
-    cdf = np.cumsum(pdf, axis=0, dtype=np.float32)
-    cdf[-1] = np.where(np.isnan(cdf[-1]), np.nan, 1.0)
-    return pdf, cdf
+    flat = gate_logit.reshape(len(gate_logit), -1)
+    found = _core.exit_distribution(flat)
+    found[:, np.isnan(flat)] = np.nan
+    lam, pdf, cdf = found.reshape(3, *gate_logit.shape)
+    return lam, pdf, cdf
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +65,23 @@ class Trace:
         return int(self.states.shape[0])
 
     @cached_property
+    def _exits(self) -> tuple[Floats, Floats, Floats]:
+        return exit_distribution(self.gate_logit)
+
+    @property
     def exit_lambda(self) -> Floats:
         """Probability `[step, batch, pos]` of leaving at a step, given that the token came this far."""
-        return sigmoid(self.gate_logit)
+        return self._exits[0]
 
-    @cached_property
+    @property
     def exit_pdf(self) -> Floats:
         """Probability `[step, batch, pos]` of leaving at each step; sums to 1 over steps."""
-        return exit_distribution(self.exit_lambda)[0]
+        return self._exits[1]
 
-    @cached_property
+    @property
     def exit_cdf(self) -> Floats:
         """Cumulative `exit_pdf` `[step, batch, pos]`; 1 at the last step."""
-        return exit_distribution(self.exit_lambda)[1]
+        return self._exits[2]
 
     @cached_property
     def exit_entropy(self) -> Floats:

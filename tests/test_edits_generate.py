@@ -51,7 +51,7 @@ def test_decoding_agrees_with_recomputation(prompts):
     assert cache.lengths == [n + 19] and cache["resid_post"].shape == (4, 4, 1, n + 19, 128)
     z = cache["logits"][-1, 0]
     assert [int(row.argmax()) for row in z[n - 1 :]] == made.token_ids
-    np.testing.assert_allclose(cache["gate_pdf"][:, 0, n - 1 :].T, made.exit_pdf, atol=1e-6)
+    np.testing.assert_array_equal(cache["gate_pdf"][:, 0, n - 1 :].T, made.exit_pdf)
 
 
 @pytest.mark.parametrize("controls", [{"exit_threshold": 0.6}, {"exit_at_step": 1}, {"speculate": True}], ids=str)
@@ -76,8 +76,6 @@ def test_engine_takes_edits(prompts):
         assert [h.result().token_ids for h in handles] == [alone.token_ids, plain.token_ids] * 2
         with pytest.raises(KeyError, match="near"):
             engine.submit(prompts[1], edits=[Scale("resid_pots", 2)])
-    with ouro.Engine(model, log=[]) as engine, pytest.raises(ValueError, match="log"):
-        engine.submit(prompts[1], edits=EDITS)
 
 
 def test_hooks_in_generate(prompts):

@@ -180,6 +180,8 @@ def test_beginnings_are_reused(tiny):
         assert 0 < second.stats.prefix_tokens < second.stats.prompt_tokens and second.stats.prefix_tokens % 64 == 0
     samples = tiny.generate([5] * 200, n=4, max_new_tokens=6, temperature=1.0, seed=2, eos_token_id=[])
     assert [g.stats.prefix_tokens for g in samples] == [0, 192, 192, 192]
+    page = tiny.info()["kv_page_bytes"]  # 205 positions are four blocks at four steps, of which three were taken over
+    assert [g.stats.cache_bytes for g in samples] == [16 * page, 4 * page, 4 * page, 4 * page]
     assert outcome(samples[0]) == outcome(tiny.generate([5] * 200, max_new_tokens=6, temperature=1.0, seed=2, eos_token_id=[]))
 
 
@@ -341,13 +343,18 @@ def test_replay(tiny, tmp_path):
                 handles[0].result()
         results = {h.number: h.result() for h in handles}
     entries = schedule.read(path)
-    assert entries[0]["version"] == 1 and {k for e in entries for k in e} >= {"submit", "pass", "lanes"}
+    assert entries[0]["version"] == 2 and {k for e in entries for k in e} >= {"submit", "pass", "lanes"}
     with pytest.raises(ouro.ReplayError, match="exit_rules"):
         schedule.replay(tiny, path)
     rules = {h.number: rule for h in handles}
     for log in (path, entries):
         again = schedule.replay(tiny, log, exit_rules=rules)
         assert {n: outcome(g) for n, g in again.items()} == {n: outcome(g) for n, g in results.items()}
+    wrong = next(lane for e in entries for lane in e.get("lanes", ()) if lane[1] == "late")
+    wrong[5] ^= 1
+    with pytest.raises(ouro.ReplayError, match="lanes were"):
+        schedule.replay(tiny, entries, exit_rules=rules)
+    wrong[5] ^= 1
     with pytest.raises(ouro.ReplayError, match="the model is"):
         schedule.replay(load("trained", "float32"), path)
     with pytest.raises(ouro.ReplayError, match="version"):
@@ -356,6 +363,25 @@ def test_replay(tiny, tmp_path):
     passes[3]["events"][0][1] += 1
     with pytest.raises(ouro.ReplayError, match=f"pass {passes[3]['pass']}: events"):
         schedule.replay(tiny, json.loads(json.dumps(entries)), exit_rules=rules)
+
+
+def test_replay_takes_edits_again_and_hooks_are_refused(tiny):
+    log, edits = [], [ouro.edits.Scale("steps.1.blocks.2.hook_mlp_out", 0.0)]
+    with ouro.Engine(tiny, background=False, log=log) as engine:
+        g = engine.submit(STORY, max_new_tokens=6, edits=edits, exit_threshold=0.5).result()
+        with pytest.raises(ValueError, match="can not hold hooks"):
+            engine._submit([5], tiny._settings(chat=False, arguments={"max_new_tokens": 1}), 0, [("hook_embed", lambda x, hook: x)])
+    with pytest.raises(ouro.ReplayError, match="had the edits"):
+        schedule.replay(tiny, log)
+    assert outcome(schedule.replay(tiny, log, edits={1: edits})[1]) == outcome(g)
+
+
+def test_times_of_tokens(tiny):
+    with ouro.Engine(tiny, background=False, max_lanes=1) as engine:
+        first, second = (engine.submit(STORY, max_new_tokens=n, eos_token_id=[], speculate=False) for n in (5, 3))
+        g, later = first.result(), second.result()
+    assert len(g.token_times) == 5 and sorted(g.token_times) == g.token_times and 0 < g.stats.prefill_seconds <= g.token_times[0]
+    assert later.token_times[0] >= g.token_times[-1]  # it had to wait
 
 
 def test_waiting_with_a_timeout_leaves_the_request_running(tiny):

@@ -165,7 +165,7 @@ def test_requests_wait_for_memory(tiny):
     while engine.pending():
         for event in engine.step():
             out[event[0]].append(event[1])
-    assert out[ids[0]] == out[ids[1]] == out[ids[2]] and len(out[ids[0]]) == 10 and engine.cache_bytes() == 0
+    assert out[ids[0]] == out[ids[1]] == out[ids[2]] and len(out[ids[0]]) == 10 and engine.stats()["cache_bytes"] == 0
 
 
 def test_model_without_tokenizer():

@@ -88,7 +88,7 @@ def test_policies_in_one_batch():
         for event in engine.step():
             found[event[0]].append(event[1])
     assert list(found.values()) == [alone[p] for p in KV_POLICIES]
-    assert engine.cache_bytes() == 0
+    assert engine.stats()["cache_bytes"] == 0
 
 
 @pytest.mark.parametrize("policy", ["last_step", "average", "first_step"])
@@ -106,7 +106,7 @@ def test_memory_is_given_back(policy):
         engine.submit(np.array(prompt[:200], np.int32), max_new_tokens=180, n_steps=4, exit_at_step=-1, weighted_exit=False,
                       speculate=0, kv_policy=KV_POLICIES.index(policy), **arguments, **more)  # fmt: skip
     first = [engine.step() for _ in range(12)]
-    assert engine.cache_bytes() > 4 * page and {event[0] for events in first for event in events} == {1, 2}  # both are under way
+    assert engine.stats()["cache_bytes"] > 4 * page and {event[0] for events in first for event in events} == {1, 2}  # both are under way
 
 
 def test_refusals(tiny):

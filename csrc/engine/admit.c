@@ -49,7 +49,7 @@ void ouro_remove_request(ouro_engine *e, ouro_request *r)
 void ouro_end_request(ouro_engine *e, ouro_request *r, ouro_finish finish, int status)
 {
     ouro_event last = {.request = r->id, .token = -1, .exit_step = -1, .finish = finish, .status = status,
-                       .stats = r->stats};
+                       .stats = ouro_request_stats(r)};
     if (status != OURO_OK) snprintf(last.detail, sizeof last.detail, "%s", ouro_last_error());
     ouro_add_event(e, &last);
     ouro_remove_request(e, r);

@@ -15,7 +15,7 @@ static void ask_rule(ouro_request *r, ouro_node *n)
 {
     int answer = ouro_exit_ask(&r->params.exit, &n->track, &n->signal);
     n->leaves = answer > 0 || n->step == r->depth;
-    r->failed |= answer < 0;
+    if (answer < 0) r->failed_pos = n->pos;
 }
 
 static int add_readout(ouro_engine *e, ouro_request *r, ouro_node *n)

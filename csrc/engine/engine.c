@@ -150,7 +150,7 @@ static bool settle_lead(ouro_engine *e, ouro_request *r)
     v->finish = stops(r, v->token) ? OURO_FINISH_STOP : r->produced == r->params.max_new_tokens ? OURO_FINISH_LENGTH
                                                                                                 : OURO_RUNNING;
     if (v->finish != OURO_RUNNING) {
-        v->stats = r->stats;
+        v->stats = ouro_request_stats(r);
         ouro_remove_request(e, r);
         return false;
     }
@@ -190,8 +190,9 @@ static void settle_request(ouro_engine *e, ouro_request *r, double seconds)
         r->chunk = (ouro_chunk){0};
     }
     keep_prefix(e, r);
-    if (r->failed) {
-        ouro_end_request(e, r, OURO_FINISH_FAILED, OURO_ERR_STATE);
+    if (r->failed_pos >= 0) {
+        int status = ouro_fail(OURO_ERR_STATE, "the custom exit rule of request %lld failed at position %d", (long long)r->id, r->failed_pos);
+        ouro_end_request(e, r, OURO_FINISH_FAILED, status);
         return;
     }
     while (r->lead && r->lead->decided && !(ouro_request_unfolded(r) && (r->lead->step < r->depth || r->chunk.n))) {
@@ -228,6 +229,7 @@ static int run_pass(ouro_engine *e, ouro_poll_fn poll, void *poll_arg)
     ouro_count_pass(e);
     status = ouro_pass(e->ws, e->lanes, e->n_lanes, poll, poll_arg);
     double middle = now();
+    if (status == OURO_OK) ouro_note_states(e);
     if (status == OURO_OK) status = ouro_after_pass(e);
     if (status == OURO_OK) status = ouro_run_readouts(e, poll, poll_arg);
     if (status != OURO_OK) return status;

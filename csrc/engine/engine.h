@@ -69,6 +69,7 @@ typedef struct ouro_stats {
     int64_t first_tried, first_right;    /* step-0 readouts compared with the decided token: p1 */
     int64_t second_tried, second_right;  /* step-1 readouts, where step 0 was wrong: p2 */
     double prefill_seconds, decode_seconds;
+    int64_t cache_bytes;             /* of a request that has ended: pages of its own, those it took over not counted */
 } ouro_stats;
 
 /* One decided token of one request. */
@@ -131,7 +132,11 @@ typedef enum ouro_line_kind {
     OURO_LINE_LATE,                  /* a deeper step of a token that left early */
     OURO_LINE_GUESS                  /* a speculative position */
 } ouro_line_kind;
-typedef struct ouro_line { int64_t request; int32_t kind, pos, step, token; } ouro_line;
+typedef struct ouro_line {
+    int64_t request;
+    int32_t kind, pos, step, token;
+    uint32_t state;                  /* of a row: a checksum of its state behind the pass; else 0 */
+} ouro_line;
 /* Lines of the last step, valid until the next; none without options.record. */
 const ouro_line *ouro_engine_record(const ouro_engine *e, int *n_lines);
 

@@ -73,6 +73,8 @@ void ouro_end_request(ouro_engine *e, ouro_request *r, ouro_finish finish, int s
 int ouro_gather(ouro_engine *e);
 /* A line of the schedule, when it is recorded. */
 int ouro_note(ouro_engine *e, ouro_line_kind kind, int64_t request, int pos, int step, int32_t token);
+/* Behind the pass: what came out, into its lines. */
+void ouro_note_states(ouro_engine *e);
 
 /* ---- decide.c */
 /* Counts the step, records the gate, asks the rules that need no readout, and notes who needs one. */

@@ -15,6 +15,7 @@ int ouro_request_new(ouro_page_budget *budget, int64_t id, const int32_t *tokens
     r->id = id;
     r->params = *p;
     r->n_prompt = n;
+    r->failed_pos = -1;
     r->depth = p->exit_at_step >= 0 ? p->exit_at_step + 1 : p->n_steps;
     r->exit_needs = ouro_exit_needs(&p->exit);
     r->policy = r->depth > 1 ? p->kv_policy : OURO_POLICY_FULL;
@@ -63,6 +64,14 @@ void ouro_request_free(ouro_request *r)
     free(r->follow);
     ouro_sequence_fini(&r->seq);
     free(r);
+}
+
+ouro_stats ouro_request_stats(const ouro_request *r)
+{
+    ouro_stats s = r->stats;
+    int blocks = r->seq.n_blocks - (int)(s.prefix_tokens / OURO_BLOCK);
+    s.cache_bytes = (int64_t)blocks * r->seq.n_rows * (int64_t)r->seq.budget->layout->page_bytes;
+    return s;
 }
 
 int ouro_request_advance(ouro_request *r, const ouro_model *m, int most)

@@ -28,7 +28,8 @@ typedef struct ouro_request {
     ouro_kv_policy policy;               /* full when depth is 1: then all are the same */
     int prefilled;                       /* prompt positions that have been put into chunks */
     int produced;
-    bool running, cancelled, failed;     /* failed: a custom exit rule did */
+    bool running, cancelled;
+    int failed_pos;                      /* the position at which a custom exit rule failed; -1: none did */
     bool shares;                         /* takes blocks from others and gives its own */
     bool began, waits;                   /* a chunk of its own has begun; an older request computes what it wants */
     int64_t turn;                        /* prompts: the one with the smallest is next */
@@ -44,6 +45,9 @@ typedef struct ouro_request {
 int ouro_request_new(ouro_page_budget *budget, int64_t id, const int32_t *tokens, int n, const ouro_request_params *p,
                      ouro_request **out);
 void ouro_request_free(ouro_request *r);
+
+/* What the request has cost so far, with the pages it holds now. */
+ouro_stats ouro_request_stats(const ouro_request *r);
 
 /* The next piece of the prompt, at most `most` positions; and the lead node once all before it are on their way. */
 int ouro_request_advance(ouro_request *r, const ouro_model *m, int most);

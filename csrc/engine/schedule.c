@@ -29,8 +29,27 @@ int ouro_note(ouro_engine *e, ouro_line_kind kind, int64_t request, int pos, int
 {
     if (!e->options.record) return OURO_OK;
     int status = ouro_grow(&e->lines, &e->line_capacity, e->n_lines + 1, sizeof *e->lines);
-    if (status == OURO_OK) e->lines[e->n_lines++] = (ouro_line){request, (int32_t)kind, pos, step, token};
+    if (status == OURO_OK) e->lines[e->n_lines++] = (ouro_line){request, (int32_t)kind, pos, step, token, 0};
     return status;
+}
+
+/* FNV-1a over the bits of a state, a word at a time. */
+static uint32_t checksum(const float *h, int d)
+{
+    uint64_t sum = 0xcbf29ce484222325u;
+    for (int i = 0; i < d; i++) {
+        uint32_t bits;
+        memcpy(&bits, &h[i], sizeof bits);
+        sum = (sum ^ bits) * 0x100000001b3u;
+    }
+    return (uint32_t)(sum ^ sum >> 32);
+}
+
+void ouro_note_states(ouro_engine *e)
+{
+    if (!e->options.record) return;
+    ouro_line *rows = e->lines + e->n_lines - e->n_lanes;        /* the rows of the pass were noted last, in its order */
+    for (int i = 0; i < e->n_lanes; i++) rows[i].state = checksum(e->lanes[i].h, e->ws->model->config.d_model);
 }
 
 static int gather_chunk(ouro_engine *e, ouro_request *r)

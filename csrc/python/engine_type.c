@@ -136,11 +136,11 @@ static PyObject *engine_submit(PyObject *o, PyObject *args, PyObject *kwargs)
 
 static PyObject *stats_dict(const ouro_stats *s)
 {
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:d}", "passes", s->passes, "lanes",
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:d}", "passes", s->passes, "lanes",
                          s->lanes, "tokens", s->tokens, "prompt_tokens", s->prompt_tokens, "prefix_tokens",
                          s->prefix_tokens, "guesses", s->guesses, "kept", s->kept, "dropped", s->dropped, "first_tried",
                          s->first_tried, "first_right", s->first_right, "second_tried", s->second_tried, "second_right",
-                         s->second_right, "prefill_seconds", s->prefill_seconds, "decode_seconds", s->decode_seconds);
+                         s->second_right, "cache_bytes", s->cache_bytes, "prefill_seconds", s->prefill_seconds, "decode_seconds", s->decode_seconds);
 }
 
 /* Why a request failed: what its exit rule raised, or the exception that goes with its status. */
@@ -269,15 +269,7 @@ static PyObject *engine_stats(PyObject *o, PyObject *unused)
     return d;
 }
 
-static PyObject *engine_cache_bytes(PyObject *o, PyObject *unused)
-{
-    (void)unused;
-    ouro_engine_status now;
-    ouro_engine_look(((engine_object *)o)->engine, &now);
-    return PyLong_FromSize_t(now.cache_bytes);
-}
-
-/* [(request, kind, pos, step, token)] of the last step */
+/* [(request, kind, pos, step, token, checksum of the state)] of the last step */
 static PyObject *engine_record(PyObject *o, PyObject *unused)
 {
     (void)unused;
@@ -290,8 +282,8 @@ static PyObject *engine_record(PyObject *o, PyObject *unused)
     const ouro_line *lines = ouro_engine_record(self->engine, &n);
     PyObject *list = PyList_New(n);
     for (int i = 0; list && i < n; i++) {
-        PyObject *t = Py_BuildValue("(Liiii)", lines[i].request, (int)lines[i].kind, (int)lines[i].pos,
-                                    (int)lines[i].step, (int)lines[i].token);
+        PyObject *t = Py_BuildValue("(LiiiiI)", lines[i].request, (int)lines[i].kind, (int)lines[i].pos,
+                                    (int)lines[i].step, (int)lines[i].token, (unsigned)lines[i].state);
         if (t) PyList_SET_ITEM(list, i, t);
         else Py_CLEAR(list);
     }
@@ -310,7 +302,6 @@ static PyMethodDef methods[] = {
     {"record", engine_record, METH_NOARGS,
      "record($self)\n--\n\nSchedule of the last step: (request, kind, pos, step, token) rows."},
     {"stats", engine_stats, METH_NOARGS, "stats($self)\n--\n\nCounts since the engine was made, and what it holds now."},
-    {"cache_bytes", engine_cache_bytes, METH_NOARGS, "cache_bytes($self)\n--\n\nBytes of keys and values held now."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -87,3 +87,30 @@ done:
     Py_XDECREF(gates);
     return result;
 }
+
+/* gates [n_steps][n] -> out [3][n_steps][n] */
+static void distribute(const float *gates, npy_intp n_steps, npy_intp n, float *out)
+{
+    float *lambda = out, *pdf = out + n_steps * n, *cdf = pdf + n_steps * n;
+    for (npy_intp i = 0; i < n; i++) {
+        ouro_exit_track track;
+        ouro_exit_signal signal;
+        ouro_exit_begin(&track);
+        for (npy_intp at = i, t = 0; t < n_steps; t++, at += n) {
+            ouro_exit_gate(&track, gates[at], (int)t, (int)n_steps, &signal);
+            lambda[at] = signal.exit_lambda, pdf[at] = signal.exit_pdf, cdf[at] = signal.exit_cdf;
+        }
+    }
+}
+
+PyObject *ouro_python_exit_distribution(PyObject *module, PyObject *gate_logit)
+{
+    (void)module;
+    PyArrayObject *gates = (PyArrayObject *)PyArray_FROMANY(gate_logit, NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY);
+    if (!gates) return NULL;
+    npy_intp dims[3] = {3, PyArray_DIM(gates, 0), PyArray_DIM(gates, 1)};
+    PyObject *result = dims[1] > INT32_MAX ? PyErr_Format(PyExc_ValueError, "too many steps") : PyArray_EMPTY(3, dims, NPY_FLOAT32, 0);
+    if (result) distribute(PyArray_DATA(gates), dims[1], dims[2], PyArray_DATA((PyArrayObject *)result));
+    Py_DECREF(gates);
+    return result;
+}

@@ -13,6 +13,9 @@ PyObject *ouro_take_exception(void);
  * what the rule raises stays there. */
 int ouro_call_rule(void *arg, const ouro_exit_signal *s);
 
+/* exit_distribution(gate_logit [step, n]) -> float32 [3, step, n]: lambda, pdf, cdf, by the code that generation uses */
+PyObject *ouro_python_exit_distribution(PyObject *module, PyObject *gate_logit);
+
 /* Model.exit_steps(states, gate_logit, kind, threshold, min_steps, delay, rule) -> int32 array [n] */
 PyObject *ouro_model_exit_steps(PyObject *self, PyObject *args);
 

@@ -8,6 +8,7 @@
 #include "base/cpu.h"
 #include "base/memory.h"
 #include "engine/sampling.h"
+#include "python/exits.h"
 
 /* ---- statuses ------------------------------------------------------------------------------------------------ */
 
@@ -182,6 +183,8 @@ static PyMethodDef methods[] = {
     {"peak", ouro_python_peak, METH_VARARGS,
      "peak($module, unit, threads, rounds, /)\n--\n\nInstruction and operations per second of a unit, by round."},
     {"gumbel", gumbel, METH_VARARGS, "gumbel($module, seed, stream, position, token, /)\n--\n\nThe noise of one token."},
+    {"exit_distribution", ouro_python_exit_distribution, METH_O,
+     "exit_distribution($module, gate_logit, /)\n--\n\nlambda, pdf and cdf [3, step, n] of gate logits [step, n], as generation has them."},
     {"filter_logits", (PyCFunction)(void (*)(void))filter_logits, METH_VARARGS | METH_KEYWORDS,
      "filter_logits($module, logits, history, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, "
      "stream=0, position=0)\n--\n\nFiltered logits over temperature, -inf where filtered."},
