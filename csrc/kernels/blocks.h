@@ -164,9 +164,13 @@ V_INLINE void group_int8(const int T, const int L, const int asks, const v_job *
     const uint8_t *w = j->w + j->scale_bytes + (size_t)g * 32 * 64, *x[V_BASES];
     const uintptr_t far = asks ? ahead(T, j, w) - (uintptr_t)w : 0;
     bases_open(L, j->x + (size_t)g * OURO_GROUP, j->stride, x);
+    int32_t start[V_LANES];
     V_UNROLL for (int l = 0; l < L; l++) {
         const int32_t *s = j->sum + (size_t)l * 2 * j->xs_stride + 2 * (size_t)g;
-        V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT8_START(-128 * (s[0] + s[1]));
+        start[l] = -128 * (s[0] + s[1]);
+    }
+    V_UNROLL for (int l = 0; l < L; l++) {
+        V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT8_START(start[l]);
     }
     for (int v = 0; v < 32; v += 2, w += 128, bases_step(L, 8, x)) {
         V_UNROLL for (int i = 0; i < 2; i++) {
@@ -189,8 +193,8 @@ V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *
     const uintptr_t far = asks ? ahead(T, j, w) - (uintptr_t)w : 0;
     bases_open(L, j->x + (size_t)g * OURO_GROUP4, j->stride, x);
     V_UNROLL for (int l = 0; l < L; l++) {
-        int32_t s = j->sum[(size_t)l * 2 * j->xs_stride + (size_t)g];
-        V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT4_START(-8 * s);
+        int32_t start = -8 * j->sum[(size_t)l * 2 * j->xs_stride + (size_t)g];
+        V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT4_START(start);
     }
     for (int v = 0; v < 8; v++, w += 64, bases_step(L, 4, x)) {
         v_iw low[V_MAX_TILES], high[V_MAX_TILES];

@@ -129,11 +129,11 @@ static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *
 }
 
 /* silu(gate) * up of one lane; pair [32] f32: 16 of gate, 16 of up */
-static inline void store_swiglu(const float *pair, void *out, size_t at, int as_bf16)
+static inline void store_swiglu(const float *pair, uint8_t *out, int as_bf16)
 {
     vf y = v_mul(v_silu(v_load(pair)), v_load(pair + OURO_TILE));
-    if (as_bf16) v_store_bf16((uint16_t *)out + at, y);
-    else v_store((float *)out + at, y);
+    if (as_bf16) v_store_bf16((uint16_t *)(void *)out, y);
+    else v_store((float *)(void *)out, y);
 }
 
 static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *x, int lane0, int lane1, void *out,
@@ -141,6 +141,7 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
 {
     _Alignas(64) float scratch[V_MAX_TILES * V_LANES * OURO_TILE], both[V_LANES * 2 * OURO_TILE];
     v_kind kind = kind_of(w, x);
+    const size_t element = kind == V_BF16 ? sizeof(uint16_t) : sizeof(float), stride = out_stride * element;
     v_job j = job_of(w, x, kind);
     j.scratch = scratch;
     j.out_stride = 2 * OURO_TILE;
@@ -153,10 +154,11 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
                 job_at(&j, w, 2 * pair, x, lane);
                 job_soon(&j, 2, at, groups_of(kind, end - begin));
                 j.out = both;
+                uint8_t *to = (uint8_t *)out + (size_t)lane * stride + (size_t)pair * OURO_TILE * element;
+                for (int l = 0; l < next - lane; l++) V_PREFETCH_OUT(to + (size_t)l * stride);
                 run_blocks(&j, kind, 2, next - lane);
-                for (int l = lane; l < next; l++)
-                    store_swiglu(both + (size_t)(l - lane) * 2 * OURO_TILE, out,
-                                 (size_t)l * out_stride + (size_t)pair * OURO_TILE, kind == V_BF16);
+                for (int l = 0; l < next - lane; l++)
+                    store_swiglu(both + (size_t)l * 2 * OURO_TILE, to + (size_t)l * stride, kind == V_BF16);
             }
     }
 }

@@ -137,14 +137,14 @@ static inline vf v_dot_bf16(vf acc, v_bw w, v_bx x) { return _mm512_dpbf16_ps(ac
 typedef __m512i v_iw;
 typedef __m512i v_ix;
 /* from memory: broadcast from a register it would take a place of the vector units */
-static inline vi v_start(int32_t offset_sum)
+static inline vi v_start(const int32_t *offset_sum)
 {
     vi y;
-    __asm__("vpbroadcastd %1, %0" : "=v"(y) : "m"(offset_sum));
+    __asm__("vpbroadcastd %1, %0" : "=v"(y) : "m"(*offset_sum));
     return y;
 }
-#define V_INT8_START(offset_sum) v_start(offset_sum)
-#define V_INT4_START(offset_sum) v_start(offset_sum)
+#define V_INT8_START(offset_sum) v_start(&(offset_sum))
+#define V_INT4_START(offset_sum) v_start(&(offset_sum))
 static inline v_iw v_load_int8(const uint8_t *p) { return _mm512_load_si512(p); }
 static inline void v_load_int4(const uint8_t *p, v_iw *low, v_iw *high)
 {
