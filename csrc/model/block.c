@@ -79,19 +79,32 @@ void ouro_block_rope(ouro_workspace *ws, int i, int head)
     ws->model->kernels->rope(x, angle, angle + g->d_head / 2, g->d_head);
 }
 
-void ouro_block_store(ouro_workspace *ws, const ouro_lane *lane, int i, int slot, int head)
+/* lanes from i on whose keys stand side by side in one tile of a page */
+static int run_of(const ouro_lane *lanes, int i, int n)
+{
+    int end = i + 1;
+    while (end < n && !lanes[i].side && !lanes[end].side && lanes[end].pages == lanes[i].pages
+           && lanes[end].pos == lanes[i].pos + end - i && lanes[end].pos % OURO_TILE) end++;
+    return end - i;
+}
+
+void ouro_block_store(ouro_workspace *ws, const ouro_lane *lanes, int n, int slot, int head)
 {
     const ouro_config *g = &ws->model->config;
     const ouro_kv_layout *y = &ws->kv;
-    size_t pad = (size_t)ouro_head_pad(g);
-    float *k = ws->qkv + (size_t)i * ouro_qkv_stride(g) + (size_t)(g->n_heads + head) * pad;
-    float *v = k + (size_t)g->n_kv_heads * pad;
-    if (lane->side)
-        ouro_side_store(y, ouro_side_row(y, lane->side->rows, slot, head, 0),
-                        ouro_side_row(y, lane->side->rows, slot, head, 1), k, v);
-    else
-        ouro_kv_store(y, ouro_kv_block(y, lane->pages[lane->pos / OURO_BLOCK], slot, head),
-                      lane->pos % OURO_BLOCK, k, v);
+    size_t pad = (size_t)ouro_head_pad(g), stride = ouro_qkv_stride(g);
+    for (int i = 0, run; i < n; i += run) {
+        const ouro_lane *lane = &lanes[i];
+        float *k = ws->qkv + (size_t)i * stride + (size_t)(g->n_heads + head) * pad;
+        float *v = k + (size_t)g->n_kv_heads * pad;
+        run = run_of(lanes, i, n);
+        if (lane->side)
+            ouro_side_store(y, ouro_side_row(y, lane->side->rows, slot, head, 0),
+                            ouro_side_row(y, lane->side->rows, slot, head, 1), k, v);
+        else
+            ouro_kv_store_run(y, ws->model->kernels, ouro_kv_block(y, lane->pages[lane->pos / OURO_BLOCK], slot, head),
+                              lane->pos % OURO_BLOCK, run, k, v, stride);
+    }
 }
 
 /* One unit is a query head, or a key head with its value head. */
@@ -108,7 +121,7 @@ static void phase_qkv(crew *c, const ouro_lane *lanes, int n, ouro_place at)
         if (begin < g->n_heads) continue;
         int value = begin + g->n_kv_heads;
         ouro_product(ws, c->thread, qkv, value * tiles, (value + 1) * tiles, &ws->x_model, n, ws->qkv, stride);
-        for (int i = 0; i < n; i++) ouro_block_store(ws, &lanes[i], i, at.slot, begin - g->n_heads);
+        ouro_block_store(ws, lanes, n, at.slot, begin - g->n_heads);
     }
 }
 
@@ -127,14 +140,16 @@ void ouro_block_prepare(crew *c, ouro_acts *x, const float *rows, size_t stride,
             ouro_prepare(c->ws->model->kernels, x, i, rows + (size_t)i * stride, cols);
 }
 
-/* tiles dealt out at once: few lanes want fine balance, many want reuse of what is in cache */
-static int tile_chunk(int n) { return n < 16 ? 4 : 8; }
+/* Tiles are dealt out in fours at most. Few lanes want fine balance; many are multiplied by two tiles at once, and a single
+ * one, left over at the end of what a thread took, costs nearly as much as two. */
+#define TILES_AT_ONCE 4
+static int tiles_of_unit(int n) { return n < 16 ? 1 : 2; }
 
 void ouro_block_product(crew *c, const ouro_matrix *m, const ouro_acts *x, int n, float *out, size_t stride)
 {
-    int begin, end;
-    for (ouro_work *w = crew_phase(c, m->tiles); crew_take(c, w, tile_chunk(n), &begin, &end);)
-        ouro_product(c->ws, c->thread, m, begin, end, x, n, out, stride);
+    int begin, end, unit = tiles_of_unit(n), units = (m->tiles + unit - 1) / unit;
+    for (ouro_work *w = crew_phase(c, units); crew_take(c, w, TILES_AT_ONCE, &begin, &end);)
+        ouro_product(c->ws, c->thread, m, begin * unit, end < units ? end * unit : m->tiles, x, n, out, stride);
 }
 
 static void phase_middle(crew *c, const ouro_lane *lanes, int n, const ouro_layer *y)
@@ -154,7 +169,7 @@ static void phase_swiglu(crew *c, const ouro_layer *y, int n)
 {
     int begin, end;
     ouro_workspace *ws = c->ws;
-    for (ouro_work *w = crew_phase(c, y->gate_up.tiles / 2); crew_take(c, w, tile_chunk(n) / 2, &begin, &end);)
+    for (ouro_work *w = crew_phase(c, y->gate_up.tiles / 2); crew_take(c, w, n < 16 ? 2 : TILES_AT_ONCE, &begin, &end);)
         ouro_product_swiglu(ws, c->thread, &y->gate_up, begin, end, n);
 }
 

@@ -21,9 +21,9 @@ void ouro_prepare(const ouro_kernels *k, ouro_acts *x, int lane, const float *ro
 
 /* ---- parts that block_seen.c shares ---- */
 
-/* rotates head `head` of q/k of lane i; puts key and value of kv head `head` where the lane keeps them */
+/* rotates head `head` of q/k of lane i; puts keys and values of kv head `head` where the lanes keep them */
 void ouro_block_rope(ouro_workspace *ws, int i, int head);
-void ouro_block_store(ouro_workspace *ws, const ouro_lane *lane, int i, int slot, int head);
+void ouro_block_store(ouro_workspace *ws, const ouro_lane *lanes, int n, int slot, int head);
 /* phases: rows [n][stride] prepared into x; out [n][stride] = m x */
 void ouro_block_prepare(crew *c, ouro_acts *x, const float *rows, size_t stride, int cols, int n);
 void ouro_block_product(crew *c, const ouro_matrix *m, const ouro_acts *x, int n, float *out, size_t stride);

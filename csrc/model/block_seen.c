@@ -128,7 +128,7 @@ void ouro_seen_qkv(crew *c, const ouro_lane *lanes, int n, ouro_place at)
     see_heads(c, lanes, n, OURO_P_ROT_Q, at.layer, 0, q);
     see_heads(c, lanes, n, OURO_P_ROT_K, at.layer, q, kv);
     for (ouro_work *w = crew_phase(c, kv); crew_take(c, w, 1, &begin, &end);)
-        for (int i = 0; i < n; i++) ouro_block_store(ws, &lanes[i], i, at.slot, begin);
+        ouro_block_store(ws, lanes, n, at.slot, begin);
 }
 
 static ouro_rows square_rows(const ouro_workspace *ws, float *data)

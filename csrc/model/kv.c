@@ -133,6 +133,39 @@ void ouro_kv_store(const ouro_kv_layout *y, uint8_t *block, int at, const float 
     ouro_side_to_block(y, block, at, k_row.bytes, v_row.bytes);
 }
 
+/* The sixteen positions of one tile of keys, rows [16][d] bf16. Where one position at a time touches a line for every pair
+ * of elements, this fills lines: the pair (i, i + 1) of a key is one word beside those of its neighbours. */
+static void place_keys(uint16_t *k, const uint16_t *rows, int d)
+{
+    for (int i = 0; i < d; i += 2)
+        for (int r = 0; r < OURO_TILE; r++, k += 2) memcpy(k, rows + (size_t)r * (size_t)d + i, 2 * sizeof *k);
+}
+
+/* the values of an even position and the next, a and b [d]: elements of a and b in turn */
+static void place_two_values(uint16_t *restrict v, const uint16_t *restrict a, const uint16_t *restrict b, int d)
+{
+    for (int tile = 0; tile < d; tile += OURO_TILE, v += OURO_TILE * OURO_BLOCK) {
+        int n = d - tile < OURO_TILE ? d - tile : OURO_TILE;
+        for (int i = 0; i < n; i++) v[2 * i] = a[tile + i], v[2 * i + 1] = b[tile + i];
+    }
+}
+
+void ouro_kv_store_run(const ouro_kv_layout *y, const ouro_kernels *kernels, uint8_t *block, int at, int n, const float *k,
+                       const float *v, size_t stride)
+{
+    size_t d = (size_t)y->d_head;
+    if (y->dtype != OURO_KV_BF16 || n != OURO_TILE) {
+        for (int r = 0; r < n; r++) ouro_kv_store(y, block, at + r, k + (size_t)r * stride, v + (size_t)r * stride);
+        return;
+    }
+    uint16_t rows[OURO_TILE * 1024], *keys = (uint16_t *)(void *)block, *values = (uint16_t *)(void *)(block + y->v_data);
+    for (size_t r = 0; r < OURO_TILE; r++) kernels->to_bf16(k + r * stride, y->d_head, y->d_head, rows + r * d);
+    place_keys(keys + (size_t)at * (size_t)y->k_pad, rows, y->d_head);
+    for (size_t r = 0; r < OURO_TILE; r++) kernels->to_bf16(v + r * stride, y->d_head, y->d_head, rows + r * d);
+    for (size_t r = 0; r < OURO_TILE; r += 2)
+        place_two_values(values + ((size_t)at + r) * OURO_TILE, rows + r * d, rows + (r + 1) * d, y->d_head);
+}
+
 static float load_one(const ouro_kv_layout *y, const uint8_t *base, size_t at, const uint8_t *scale)
 {
     if (y->dtype == OURO_KV_F32) return ((const float *)(const void *)base)[at];

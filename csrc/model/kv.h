@@ -46,6 +46,9 @@ static inline uint8_t *ouro_side_row(const ouro_kv_layout *y, const uint8_t *sid
 
 /* k, v [d_head] f32 to slot `at` (0..63) of a block */
 void ouro_kv_store(const ouro_kv_layout *y, uint8_t *block, int at, const float *k, const float *v);
+/* the same for slots [at, at + n), n at most 16 and all in one tile of keys; k, v [n][stride] */
+void ouro_kv_store_run(const ouro_kv_layout *y, const ouro_kernels *kernels, uint8_t *block, int at, int n, const float *k,
+                       const float *v, size_t stride);
 /* the same to the two rows of a side row, and from there to a block: the bits of ouro_kv_store */
 void ouro_side_store(const ouro_kv_layout *y, uint8_t *k_row, uint8_t *v_row, const float *k, const float *v);
 void ouro_side_to_block(const ouro_kv_layout *y, uint8_t *block, int at, const uint8_t *k_row, const uint8_t *v_row);
