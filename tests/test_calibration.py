@@ -10,7 +10,7 @@ from paths import FIXTURES, TINY
 
 import ouro
 from ouro import cli
-from ouro.calibration import INPUTS, choose_scales, from_bf16, moments, quantise, to_bf16
+from ouro.calibration import DAMPING, INPUTS, choose_scales, feedback, from_bf16, moments, quantise, to_bf16
 from ouro.checkpoint import open_checkpoint
 from ouro.quality import quality_report
 
@@ -110,6 +110,16 @@ def test_feedback_lowers_the_error_that_counts(cols):
     nothing = quantise(w, np.zeros((cols, cols)))  # an input that never was
     assert np.isfinite(dequantised(*nothing)).all() and np.abs(dequantised(*nothing) - w).max() < 1
     assert not dequantised(*quantise(np.zeros_like(w), h)).any()
+
+
+@pytest.mark.parametrize("cols", [1, 64, 129, 300])
+def test_feedback_is_a_root_of_the_inverse(cols):
+    x = np.random.default_rng(cols).standard_normal((2 * cols + 9, cols))
+    h = x.T @ x
+    damped = h / (np.trace(h) / cols) + DAMPING * np.eye(cols)
+    u = feedback(h)
+    assert (np.tril(u, -1) == 0).all()
+    np.testing.assert_allclose(u.T.astype(np.float64) @ u @ damped, np.eye(cols), atol=1e-4)
 
 
 @pytest.mark.parametrize(("compute", "words"), [("int8", "does nothing"), (None, "does nothing")])
