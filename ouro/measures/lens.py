@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ouro.labelled import LabelledSet
-from ouro.measures.drift import divergence
 from ouro.measures.rank import rank_of, single_token
 from ouro.measures.source import SLAB, captured, labelled, log_softmax, seen_coords
 from ouro.model import Batch, Model
@@ -83,9 +82,8 @@ class TunedLens:
     def fit(self, model: Model, x: Batch | Any, *, n_steps: int | None = None) -> TunedLens:
         """Fit on texts, ids, or a cache with `resid_post` and `state`. Returns self."""
         cache = captured(model, x, ["resid_post", "state"], n_steps=n_steps)
-        streams, final = _streams(model, cache), cache["state"][-1]
-        here = ~np.isnan(final[..., 0])
-        return self.fit_arrays(streams[:, :, here], final[here])
+        rows, places = np.nonzero(~np.isnan(cache["state"][-1, ..., 0]))
+        return self.fit_arrays(_streams(model, cache, rows, places), cache["state"][-1, rows, places])
 
     def fit_arrays(self, streams: ArrayLike, final: ArrayLike) -> TunedLens:
         """Fit on normed streams `[step, layer, sample, d_model]` and final states `[sample, d_model]`. Returns self."""
@@ -112,10 +110,11 @@ class TunedLens:
         return np.asarray(u + moved + bias, np.float32)
 
 
-def _streams(model: Model, cache: Any) -> NDArray[np.float32]:
-    """The stream behind each layer, normed `[step, layer, batch, pos, d]`; behind the last layer the state itself, bit for bit."""
-    normed = rms_norm(cache.stack("resid_post"), model.weight("model.norm.weight"), model.config.eps)
-    normed[:, -1] = cache.stack("state")
+def _streams(model: Model, cache: Any, rows: NDArray[np.intp], places: NDArray[np.intp]) -> NDArray[np.float32]:
+    """The stream behind each layer, normed `[step, layer, row, d]`, at some (batch, pos); behind the last layer the state itself,
+    bit for bit."""
+    normed = rms_norm(cache.stack("resid_post")[:, :, rows, places], model.weight("model.norm.weight"), model.config.eps)
+    normed[:, -1] = cache.stack("state")[:, rows, places]
     return normed
 
 
@@ -154,6 +153,11 @@ def logit_lens(
     n_steps
         Recurrent steps to run.
 
+    Notes
+    -----
+    Readouts are made a few positions at a time: beside the captured streams (`steps * layers * 4 * d_model` bytes a token, 0.75 MiB for
+    the 1.4B model) it takes about 0.1 GiB, however long the text.
+
     Source
     ------
     nostalgebraist, "interpreting GPT: the logit lens" (2020); tuned: Belrose et al., arXiv 2303.08112.
@@ -167,32 +171,33 @@ def logit_lens(
     (('step', 'layer', 'batch', 'pos'), [True, True, True, False])
     """
     cache = captured(model, x, ["resid_post", "state"], n_steps=n_steps)
-    streams = _streams(model, cache)
-    states = streams if tuned is None else tuned.apply(streams)
     wanted = _wanted(model, cache, token)
-    here = ~np.isnan(cache["state"][0, ..., 0])
-    names = ("top", "probability", "entropy", "kl", "rank", "logprob")
-    out = {n: np.full(states.shape[:-1], np.nan) for n in names}
-    places = np.argwhere(here)
-    slab = max(1, SLAB // (model.config.d_vocab * states.shape[0] * states.shape[1]))
-    for begin in range(0, len(places), slab):
-        b, i = places[begin : begin + slab].T
-        final = log_softmax(_read(model, cache["state"][-1, b, i]))
-        log_p = log_softmax(_read(model, states[:, :, b, i]))
-        ids = np.maximum(wanted[b, i], 0)
-        follows = wanted[b, i] >= 0
-        own = np.take_along_axis(log_p, np.broadcast_to(ids, log_p.shape[:-1])[..., None], -1)[..., 0]
-        got = {
-            "top": log_p.argmax(-1),
-            "probability": np.exp(log_p.max(-1)),
-            "entropy": -(np.exp(log_p) * log_p).sum(-1),
-            "kl": divergence(np.broadcast_to(final, log_p.shape), log_p),
-            "rank": np.where(follows, rank_of(log_p, ids), np.nan),
-            "logprob": np.where(follows, own, np.nan),
-        }
-        for name, values in got.items():
+    shape = (len(cache.steps("resid_post")), len(cache.layers("resid_post")), *cache.positions.shape)
+    out = {n: np.full(shape, np.nan) for n in ("top", "probability", "entropy", "kl", "rank", "logprob")}
+    rows, places = np.nonzero(~np.isnan(cache["state"][0, ..., 0]))
+    slab = max(1, SLAB // (model.config.d_vocab * shape[0] * shape[1]))
+    for begin in range(0, len(rows), slab):
+        b, i = rows[begin : begin + slab], places[begin : begin + slab]
+        streams = _streams(model, cache, b, i)
+        read = _read(model, streams if tuned is None else tuned.apply(streams))
+        for name, values in _read_out(read, log_softmax(_read(model, cache["state"][-1, b, i])), wanted[b, i]).items():
             out[name][:, :, b, i] = values
     return _labelled_lens(model, cache, out, tuned is not None)
+
+
+def _read_out(z: NDArray[np.float32], final: NDArray[np.float64], wanted: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """The arrays of `logit_lens` from logits `[step, layer, row, d_vocab]`, the last log probabilities `[row, d_vocab]` and the
+    tokens to follow `[row]`; one (step, layer) at a time, so that float64 copies stay small."""
+    out = {n: np.full(z.shape[:-1], np.nan) for n in ("top", "probability", "entropy", "kl", "rank", "logprob")}
+    ids, follows, p_final = np.maximum(wanted, 0), wanted >= 0, np.exp(final)
+    for at in np.ndindex(z.shape[:2]):
+        log_p = log_softmax(z[at])
+        p = np.exp(log_p)
+        out["top"][at], out["probability"][at], out["entropy"][at] = log_p.argmax(-1), p.max(-1), -(p * log_p).sum(-1)
+        out["kl"][at] = (p_final * (final - log_p)).sum(-1)
+        out["rank"][at] = np.where(follows, rank_of(log_p, ids), np.nan)
+        out["logprob"][at] = np.where(follows, np.take_along_axis(log_p, ids[:, None], -1)[:, 0], np.nan)
+    return out
 
 
 def _read(model: Model, states: NDArray[np.float32]) -> NDArray[np.float32]:
