@@ -19,6 +19,7 @@ from ouro.hooks import BY_SHORT, Filter, Place, Point, names_of, rectangles
 Positions = int | slice | Sequence[int] | None
 CaptureDtype = Literal["float32", "bfloat16"]
 StopAt = tuple[int, int]
+_DTYPES = {"float32": "float32", "uint16": "bfloat16"}
 ATTENTION_BUFFER = 256 << 20  # bytes of scores and patterns that one pass may hold
 
 
@@ -154,19 +155,31 @@ class CapturePlan:
                 "name fewer points, steps or positions, take dtype='bfloat16', or raise max_bytes"
             )
 
-    def allocate(self, *, blank: bool) -> list[NDArray[Any]]:
-        """The arrays; NaN (patterns 0, scores -inf) where nothing will be written."""
+    def allocate(self, *, blank: bool, out: Sequence[tuple[Block, NDArray[Any]]] | None = None) -> list[NDArray[Any]]:
+        """The arrays, new or those of an earlier capture of this plan.
+
+        With `blank` they hold NaN (patterns 0, scores -inf) where nothing will be written; else every number is written. NumPy
+        asks for huge pages itself for arrays of 4 MiB and more.
+        """
         kind = np.float32 if self.dtype == "float32" else np.uint16
-        out: list[NDArray[Any]] = []
-        for b in self.blocks:
-            a = np.empty(b.shape, kind)
-            if blank or b.point.square:
-                a[...] = _fill(b.point, kind)
+        arrays = [np.empty(b.shape, kind) for b in self.blocks] if out is None else self._taken(out, kind)
+        for b, a in zip(self.blocks, arrays, strict=True) if blank else ():
+            a[...] = _fill(b.point, kind)
             if b.point.square and (self.positions < 0).any():
                 for row in range(a.shape[2]):
                     a[:, :, row, :, self.positions[row] < 0] = _fill(BY_SHORT["state"], kind)
-            out.append(a)
-        return out
+        return arrays
+
+    def _taken(self, out: Sequence[tuple[Block, NDArray[Any]]], kind: type) -> list[NDArray[Any]]:
+        """The arrays of an earlier capture, refused when they are not of this plan."""
+        for i in range(max(len(out), len(self.blocks))):
+            have = f"{_block(out[i][0])} as {_DTYPES.get(out[i][1].dtype.name)}" if i < len(out) else "nothing"
+            want = f"{_block(self.blocks[i])} as {self.dtype}" if i < len(self.blocks) else "nothing"
+            if have != want:
+                raise ValueError(f"out holds another capture: {have} where this one keeps {want}")
+            if not out[i][1].flags.writeable:
+                raise ValueError("out can not be written: it is a file that was loaded")
+        return [np.asarray(a) for _, a in out]
 
     def add_to(self, plan: _core.Plan, arrays: Sequence[NDArray[Any]]) -> None:
         """Tell the core where to write."""
@@ -200,6 +213,11 @@ def _reached(p: Point, at: Place, stop_at: StopAt | None) -> bool:
     if p.of == "layer":
         return at <= stop_at
     return at[0] < stop_at[0] if p.short != "step_resid_pre" else at[0] <= stop_at[0]
+
+
+def _block(b: Block) -> str:
+    layers = f", layers {list(b.layers)}" if b.point.of == "layer" else ""
+    return f"{b.point.short} {list(b.shape)} (steps {list(b.steps)}{layers})"
 
 
 def _fill(p: Point, kind: type) -> Any:

@@ -27,7 +27,7 @@ LOGITS = {"none": 0, "last": 1, "all": 2}
 @dataclass(eq=False)
 class Forward:
     """A forward being put together. `sequences` are checked ids; `prompt_length` is what the positions of edits count from when
-    the one sequence is a prompt and what was generated."""
+    the one sequence is a prompt and what was generated; `out` lends the arrays of an earlier capture of the same plan."""
 
     model: Model
     sequences: list[list[int]]
@@ -39,6 +39,7 @@ class Forward:
     hooks: FwdHooks = ()
     turns: list[Turn] | None = None
     prompt_length: int | None = None
+    out: ActivationCache | None = None
     arrays: list[NDArray[Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -93,7 +94,7 @@ class Forward:
         add_hooks(plan, names, self.hooks)
         if self.capture:
             blank = len(set(self.lengths)) > 1 or (self.capture.positions < 0).any() or self.turns is not None
-            self.arrays = self.capture.allocate(blank=bool(blank))
+            self.arrays = self.capture.allocate(blank=bool(blank), out=self.out and self.out.blocks)
             self.capture.add_to(plan, self.arrays)
         return plan
 

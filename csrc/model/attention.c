@@ -244,16 +244,26 @@ void ouro_attend_scores(ouro_workspace *ws, const ouro_lane *lanes, ouro_span sp
     }
 }
 
+/* the largest of x [n]; sixteen at a time, which may come in any order */
+static float largest(const float *x, int n)
+{
+    float m[16];
+    for (int j = 0; j < 16; j++) m[j] = -INFINITY;
+    int i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int j = 0; j < 16; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+    for (; i < n; i++) m[0] = x[i] > m[0] ? x[i] : m[0];
+    for (int j = 1; j < 16; j++) m[0] = m[j] > m[0] ? m[j] : m[0];
+    return m[0];
+}
+
 /* p = exp(x - m) / l over one row of n scores, m its maximum, l the sum; p has room for whole blocks */
 static void pattern_of(const ouro_kernels *kernels, const float *x, int n, float *p)
 {
-    float m = -INFINITY, l = 0.0f, unused;
-    for (int at = 0; at < n; at += OURO_BLOCK)
-        kernels->softmax_f32(x + at, n - at < OURO_BLOCK ? n - at : OURO_BLOCK, 1.0f, &m, &l, p + at);
-    l = 0.0f;
+    float m = largest(x, n), l = 0.0f;
     for (int at = 0; at < n; at += OURO_BLOCK) {
-        unused = m;
-        kernels->softmax_f32(x + at, n - at < OURO_BLOCK ? n - at : OURO_BLOCK, 1.0f, &unused, &l, p + at);
+        float same = m;
+        kernels->softmax_f32(x + at, n - at < OURO_BLOCK ? n - at : OURO_BLOCK, 1.0f, &same, &l, p + at);
     }
     kernels->scale_row(p, 1.0f / l, n);
 }

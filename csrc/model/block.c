@@ -187,7 +187,7 @@ void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_spans, ouro_place 
     if (want & OURO_ATTENTION_POINTS) ouro_seen_attend(c, lanes, n, n_spans, at);
     else phase_attend(c, lanes, n_spans, at.slot);
     if (want & OURO_BIT(OURO_P_Z)) ouro_seen_z(c, lanes, n, at.layer);
-    ouro_block_prepare(c, &ws->x_heads, ws->z, z, (int)z, n);
+    else ouro_block_prepare(c, &ws->x_heads, ws->z, z, (int)z, n);
     ouro_block_product(c, &y->o, &ws->x_heads, n, ws->y, y_stride);
     if (want & OURO_BIT(OURO_P_RESULT)) ouro_seen_result(c, lanes, n, at.layer);
     if (want & OURO_SEES_MIDDLE) ouro_seen_middle(c, lanes, n, at.layer);

@@ -1,8 +1,8 @@
 /* block_seen.c - the phases of block.c and pass.c as they run when an observer wants to see inside.
  *
- * Each operation is a phase of its own whose rows stay in memory, with an ouro_see behind it. Same kernels, same order
- * of every sum: rows that nobody changes come out with the bits of the fused phases (tests: test_tap.py compares every
- * point in every compute).
+ * Each operation is a stage (seen.h) whose rows stay in memory, shown behind it. Same kernels, same order of every sum:
+ * rows that nobody changes come out with the bits of the fused phases (tests: test_tap.py compares every point in every
+ * compute).
  */
 #include "model/block_seen.h"
 
@@ -12,75 +12,66 @@
 #include "model/product.h"
 #include "model/seen.h"
 
-static const ouro_rows H_ROWS = {0};     /* data NULL: the lanes' h; cols is set by rows_of_h */
+#define COUNT(stages) ((int)(sizeof(stages) / sizeof *(stages)))
+#define NOTHING OURO_N_POINTS
 
-static ouro_rows rows_of_h(const ouro_workspace *ws)
+static float *normed_row(const ouro_workspace *ws, int i) { return ws->seen->normed + (size_t)i * ouro_y_stride(&ws->model->config); }
+
+/* weight of the norm whose scale is shown at `point` */
+static const float *norm_weight(const ouro_model *m, ouro_point point, int layer)
 {
-    ouro_rows rows = H_ROWS;
-    rows.heads = 1;
-    rows.cols = ws->model->config.d_model;
-    return rows;
+    switch (point) {
+    case OURO_P_LN1_SCALE: return m->layers[layer].ln1;
+    case OURO_P_LN1_POST_SCALE: return m->layers[layer].ln1_post;
+    case OURO_P_LN2_SCALE: return m->layers[layer].ln2;
+    case OURO_P_LN2_POST_SCALE: return m->layers[layer].ln2_post;
+    default: return m->norm;
+    }
 }
 
-static ouro_rows rows_at(float *data, size_t stride, int cols)
+/* and its input: what a block adds, or the residual row */
+static const float *norm_input(const ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point)
 {
-    return (ouro_rows){.data = data, .stride = stride, .heads = 1, .cols = cols};
+    bool post = point == OURO_P_LN1_POST_SCALE || point == OURO_P_LN2_POST_SCALE;
+    return post ? ws->y + (size_t)i * ouro_y_stride(&ws->model->config) : lane->h;
 }
 
-static void see_h(crew *c, const ouro_lane *lanes, int n, ouro_point point, int layer)
+/* normed = RMS(x; weight); shown: the scale */
+static void norm(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
 {
-    ouro_see(c, lanes, n, point, layer, rows_of_h(c->ws));
+    const ouro_model *m = ws->model;
+    float r = m->kernels->rmsnorm(norm_input(ws, lane, i, point), norm_weight(m, point, layer), m->config.eps, m->config.d_model,
+                                  normed_row(ws, i));
+    ws->seen->scalars[i] = 1.0f / r;
 }
 
-/* seen->normed = RMS(x; weight) with scale and result shown; x: ws->y rows, or the lanes' h when NULL */
-static void seen_norm(crew *c, const ouro_lane *lanes, int n, const float *x, const float *weight, ouro_point scale,
-                      int layer)
+/* once more when the scale was changed; shown: the result */
+static void rescale(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
 {
-    ouro_workspace *ws = c->ws;
-    ouro_seen *s = ws->seen;
-    int begin, end, d = ws->model->config.d_model;
-    size_t stride = ouro_y_stride(&ws->model->config);
-    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
-        for (int i = begin; i < end; i++) {
-            const float *row = x ? x + (size_t)i * stride : lanes[i].h;
-            s->scalars[i] = 1.0f / ws->model->kernels->rmsnorm(row, weight, ws->model->config.eps, d, s->normed + (size_t)i * stride);
-        }
-    if (ouro_see(c, lanes, n, scale, layer, rows_at(s->scalars, 1, 1)))
-        for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
-            for (int i = begin; i < end; i++) {
-                if (!s->changed[i]) continue;
-                const float *row = x ? x + (size_t)i * stride : lanes[i].h;
-                float r = 1.0f / s->scalars[i], *to = s->normed + (size_t)i * stride;
-                for (int k = 0; k < d; k++) to[k] = row[k] * r * weight[k];
-            }
-    ouro_see(c, lanes, n, scale + 1, layer, rows_at(s->normed, stride, d));
+    if (!ws->seen->changed[i]) return;
+    const float *x = norm_input(ws, lane, i, point - 1), *weight = norm_weight(ws->model, point - 1, layer);
+    float r = 1.0f / ws->seen->scalars[i], *to = normed_row(ws, i);
+    for (int k = 0; k < ws->model->config.d_model; k++) to[k] = x[k] * r * weight[k];
 }
 
-/* h += seen->normed, behind a look at what is added */
-static void seen_add(crew *c, const ouro_lane *lanes, int n, ouro_point added, ouro_point sum, int layer)
+static void add(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
 {
-    ouro_workspace *ws = c->ws;
-    int begin, end, d = ws->model->config.d_model;
-    size_t stride = ouro_y_stride(&ws->model->config);
-    ouro_see(c, lanes, n, added, layer, rows_at(ws->seen->normed, stride, d));
-    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
-        for (int i = begin; i < end; i++) {
-            const float *row = ws->seen->normed + (size_t)i * stride;
-            for (int k = 0; k < d; k++) lanes[i].h[k] = lanes[i].h[k] + row[k];
-        }
-    see_h(c, lanes, n, sum, layer);
+    (void)point, (void)layer;
+    const float *row = normed_row(ws, i);
+    for (int k = 0; k < ws->model->config.d_model; k++) lane->h[k] = lane->h[k] + row[k];
 }
 
-static void prepare_normed(crew *c, int n)
+static void prepare(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
 {
-    const ouro_config *g = &c->ws->model->config;
-    ouro_block_prepare(c, &c->ws->x_model, c->ws->seen->normed, ouro_y_stride(g), g->d_model, n);
+    (void)lane, (void)point, (void)layer;
+    ouro_prepare(ws->model->kernels, &ws->x_model, i, normed_row(ws, i), ws->model->config.d_model);
 }
 
-static void seen_close(crew *c, const ouro_lane *lanes, int n, int layer)
+static void close(crew *c, const ouro_lane *lanes, int n, int layer)
 {
-    seen_norm(c, lanes, n, c->ws->y, c->ws->model->layers[layer].ln2_post, OURO_P_LN2_POST_SCALE, layer);
-    seen_add(c, lanes, n, OURO_P_MLP_OUT, OURO_P_RESID_POST, layer);
+    static const ouro_stage stages[] = {{norm, OURO_P_LN2_POST_SCALE}, {rescale, OURO_P_LN2_POST}, {NULL, OURO_P_MLP_OUT},
+                                        {add, OURO_P_RESID_POST}};
+    ouro_stages(c, lanes, n, layer, stages, COUNT(stages));
 }
 
 void ouro_seen_open(crew *c, const ouro_sweep *sweep, const ouro_lane *lanes, int n)
@@ -88,78 +79,71 @@ void ouro_seen_open(crew *c, const ouro_sweep *sweep, const ouro_lane *lanes, in
     int begins = 0, embeds = 0, layers = c->ws->model->config.n_layers;
     while (begins < n && lanes[begins].first_layer == 0) begins++;
     for (int i = 0; i < begins; i++) embeds |= lanes[i].step == 0;
-    if (sweep->embeds && embeds) see_h(c, lanes, begins, OURO_P_EMBED, layers);
-    if (sweep->opens) see_h(c, lanes, begins, OURO_P_STEP_PRE, layers);
+    if (sweep->embeds && embeds) ouro_see(c, lanes, begins, OURO_P_EMBED, layers);
+    if (sweep->opens) ouro_see(c, lanes, begins, OURO_P_STEP_PRE, layers);
 }
 
 void ouro_seen_enter(crew *c, const ouro_lane *lanes, int n, ouro_place at)
 {
+    static const ouro_stage stages[] = {{NULL, OURO_P_RESID_PRE}, {norm, OURO_P_LN1_SCALE}, {rescale, OURO_P_LN1}, {prepare, NOTHING}};
     int older = 0;
     while (older < n && lanes[older].first_layer < at.slot) older++;
-    if (older && at.before >= 0) seen_close(c, lanes, older, at.before);
-    see_h(c, lanes, n, OURO_P_RESID_PRE, at.layer);
-    seen_norm(c, lanes, n, NULL, c->ws->model->layers[at.layer].ln1, OURO_P_LN1_SCALE, at.layer);
-    prepare_normed(c, n);
+    if (older && at.before >= 0) close(c, lanes, older, at.before);
+    ouro_stages(c, lanes, n, at.layer, stages, COUNT(stages));
 }
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
 
-static void see_heads(crew *c, const ouro_lane *lanes, int n, ouro_point point, int layer, int first, int heads)
+static void rotate(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
 {
-    const ouro_config *g = &c->ws->model->config;
-    size_t pad = (size_t)ouro_head_pad(g);
-    ouro_see(c, lanes, n, point, layer, (ouro_rows){.data = c->ws->qkv + (size_t)first * pad, .stride = ouro_qkv_stride(g),
-                                                    .head_stride = pad, .heads = heads, .cols = g->d_head});
+    (void)lane, (void)point, (void)layer;
+    for (int head = 0; head < ws->model->config.n_heads + ws->model->config.n_kv_heads; head++) ouro_block_rope(ws, i, head);
 }
 
 void ouro_seen_qkv(crew *c, const ouro_lane *lanes, int n, ouro_place at)
 {
+    static const ouro_stage stages[] = {{NULL, OURO_P_Q}, {NULL, OURO_P_K}, {NULL, OURO_P_V}, {rotate, OURO_P_ROT_Q}, {NULL, OURO_P_ROT_K}};
     ouro_workspace *ws = c->ws;
     const ouro_config *g = &ws->model->config;
     const ouro_matrix *qkv = &ws->model->layers[at.layer].qkv;
-    int begin, end, q = g->n_heads, kv = g->n_kv_heads, tiles = ouro_head_tiles(g);
-    for (ouro_work *w = crew_phase(c, q + 2 * kv); crew_take(c, w, 1, &begin, &end);)
+    int begin, end, kv = g->n_kv_heads, tiles = ouro_head_tiles(g);
+    for (ouro_work *w = crew_phase(c, g->n_heads + 2 * kv); crew_take(c, w, 1, &begin, &end);)
         ouro_product(ws, c->thread, qkv, begin * tiles, (begin + 1) * tiles, &ws->x_model, n, ws->qkv, ouro_qkv_stride(g));
-    see_heads(c, lanes, n, OURO_P_Q, at.layer, 0, q);
-    see_heads(c, lanes, n, OURO_P_K, at.layer, q, kv);
-    see_heads(c, lanes, n, OURO_P_V, at.layer, q + kv, kv);
-    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);)
-        for (int head = 0; head < q + kv; head++) ouro_block_rope(ws, begin, head);
-    see_heads(c, lanes, n, OURO_P_ROT_Q, at.layer, 0, q);
-    see_heads(c, lanes, n, OURO_P_ROT_K, at.layer, q, kv);
+    ouro_stages(c, lanes, n, at.layer, stages, COUNT(stages));
     for (ouro_work *w = crew_phase(c, kv); crew_take(c, w, 1, &begin, &end);)
         ouro_block_store(ws, lanes, n, at.slot, begin);
 }
 
-static ouro_rows square_rows(const ouro_workspace *ws, float *data)
+static void soften(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
 {
-    size_t sources = ws->seen->sources;
-    return (ouro_rows){.data = data, .stride = (size_t)ws->model->config.n_heads * sources, .head_stride = sources,
-                       .heads = ws->model->config.n_heads, .cols = 0};
+    (void)point, (void)layer;
+    ouro_attend_pattern(ws, lane, i);
 }
 
 void ouro_seen_attend(crew *c, const ouro_lane *lanes, int n, int n_spans, ouro_place at)
 {
+    static const ouro_stage stages[] = {{NULL, OURO_P_SCORES}, {soften, OURO_P_PATTERN}};
     ouro_workspace *ws = c->ws;
     int begin, end, heads = ws->model->config.n_kv_heads;
-    bool pattern = ouro_wanted(ws, at.layer) & OURO_BIT(OURO_P_PATTERN), seen = false;
+    bool pattern = ouro_wanted(ws, at.layer) & OURO_BIT(OURO_P_PATTERN);
     for (ouro_work *w = crew_phase(c, n_spans * heads); crew_take(c, w, 1, &begin, &end);)
         ouro_attend_scores(ws, lanes, ws->spans[begin / heads], at.slot, begin % heads, c->thread);
-    ouro_see(c, lanes, n, OURO_P_SCORES, at.layer, square_rows(ws, ws->seen->scores));
-    if (pattern) {
-        for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);) ouro_attend_pattern(ws, &lanes[begin], begin);
-        seen = ouro_see(c, lanes, n, OURO_P_PATTERN, at.layer, square_rows(ws, ws->seen->pattern));
-    }
+    ouro_stages(c, lanes, n, at.layer, stages, pattern ? 2 : 1);
     for (ouro_work *w = crew_phase(c, n_spans * heads); crew_take(c, w, 1, &begin, &end);)
-        ouro_attend_values(ws, lanes, ws->spans[begin / heads], at.slot, begin % heads, c->thread, seen ? ws->seen->changed : NULL);
+        ouro_attend_values(ws, lanes, ws->spans[begin / heads], at.slot, begin % heads, c->thread, pattern ? ws->seen->changed : NULL);
+}
+
+static void prepare_heads(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
+{
+    (void)lane, (void)point, (void)layer;
+    int cols = ws->model->config.n_heads * ws->model->config.d_head;
+    ouro_prepare(ws->model->kernels, &ws->x_heads, i, ws->z + (size_t)i * (size_t)cols, cols);
 }
 
 void ouro_seen_z(crew *c, const ouro_lane *lanes, int n, int layer)
 {
-    const ouro_config *g = &c->ws->model->config;
-    size_t dh = (size_t)g->d_head;
-    ouro_see(c, lanes, n, OURO_P_Z, layer, (ouro_rows){.data = c->ws->z, .stride = (size_t)g->n_heads * dh, .head_stride = dh,
-                                                       .heads = g->n_heads, .cols = g->d_head});
+    static const ouro_stage stages[] = {{NULL, OURO_P_Z}, {prepare_heads, NOTHING}};
+    ouro_stages(c, lanes, n, layer, stages, COUNT(stages));
 }
 
 /* Row i of x_heads with everything but columns [from, to) zero. Zeros leave a chain of sums as it is, so products of
@@ -180,89 +164,127 @@ static void keep_columns(const ouro_acts *x, ouro_acts *one, int i, int from, in
     }
 }
 
-void ouro_seen_result(crew *c, const ouro_lane *lanes, int n, int layer)
+/* Heads as column ranges of the output projection: a range of k of a float matrix, and of its inputs, is one as well. */
+static bool heads_are_ranges(const ouro_workspace *ws) { return ws->x_heads.kind != OURO_ACT_S8 && ws->model->config.d_head % 8 == 0; }
+
+static void head_range(const ouro_workspace *ws, int layer, int h, ouro_matrix *w, ouro_acts *x)
+{
+    int dh = ws->model->config.d_head;
+    size_t from = (size_t)h * (size_t)dh;
+    *w = ws->model->layers[layer].o;
+    *x = ws->x_heads;
+    w->data += from * OURO_TILE * (w->format == OURO_F32 ? 4 : 2);
+    w->cols = w->kpad = x->kpad = dh;
+    x->data += from * (x->kind == OURO_ACT_F32 ? 4 : 2);
+}
+
+/* seen->result [lanes][H][d]: what each head gives alone */
+static void head_products(crew *c, int n, int layer)
 {
     ouro_workspace *ws = c->ws;
     ouro_seen *s = ws->seen;
     const ouro_config *g = &ws->model->config;
-    int begin, end, d = g->d_model;
+    int begin, end;
     size_t row = ouro_y_stride(g), stride = (size_t)g->n_heads * row;
     for (int h = 0; h < g->n_heads; h++) {
-        for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
-            for (int i = begin; i < end; i++) keep_columns(&ws->x_heads, &s->one_head, i, h * g->d_head, (h + 1) * g->d_head);
-        ouro_block_product(c, &ws->model->layers[layer].o, &s->one_head, n, s->result + (size_t)h * row, stride);
+        ouro_matrix w = ws->model->layers[layer].o;
+        ouro_acts x = s->one_head;
+        if (heads_are_ranges(ws)) head_range(ws, layer, h, &w, &x);
+        else
+            for (ouro_work *k = crew_phase(c, n); crew_take(c, k, 2, &begin, &end);)
+                for (int i = begin; i < end; i++) keep_columns(&ws->x_heads, &s->one_head, i, h * g->d_head, (h + 1) * g->d_head);
+        ouro_block_product(c, &w, &x, n, s->result + (size_t)h * row, stride);
     }
-    ouro_see(c, lanes, n, OURO_P_RESULT, layer, (ouro_rows){.data = s->result, .stride = stride, .head_stride = row,
-                                                            .heads = g->n_heads, .cols = d});
-    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);) {
-        if (!s->changed[begin]) continue;
-        float *y = ws->y + (size_t)begin * row;
-        memset(y, 0, (size_t)d * sizeof *y);
-        for (int h = 0; h < g->n_heads; h++)
-            for (int k = 0; k < d; k++) y[k] += s->result[(size_t)begin * stride + (size_t)h * row + (size_t)k];
-    }
+}
+
+/* what the layer goes on with when a head was changed: the sum over heads */
+static void sum_heads(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
+{
+    (void)lane, (void)point, (void)layer;
+    const ouro_config *g = &ws->model->config;
+    size_t row = ouro_y_stride(g), stride = (size_t)g->n_heads * row;
+    if (!ws->seen->changed[i]) return;
+    float *y = ws->y + (size_t)i * row;
+    memset(y, 0, (size_t)g->d_model * sizeof *y);
+    for (int h = 0; h < g->n_heads; h++)
+        for (int k = 0; k < g->d_model; k++) y[k] += ws->seen->result[(size_t)i * stride + (size_t)h * row + (size_t)k];
+}
+
+void ouro_seen_result(crew *c, const ouro_lane *lanes, int n, int layer)
+{
+    static const ouro_stage stages[] = {{NULL, OURO_P_RESULT}, {sum_heads, NOTHING}};
+    head_products(c, n, layer);
+    ouro_stages(c, lanes, n, layer, stages, COUNT(stages));
 }
 
 void ouro_seen_middle(crew *c, const ouro_lane *lanes, int n, int layer)
 {
-    const ouro_layer *y = &c->ws->model->layers[layer];
-    seen_norm(c, lanes, n, c->ws->y, y->ln1_post, OURO_P_LN1_POST_SCALE, layer);
-    seen_add(c, lanes, n, OURO_P_ATTN_OUT, OURO_P_RESID_MID, layer);
-    seen_norm(c, lanes, n, NULL, y->ln2, OURO_P_LN2_SCALE, layer);
-    prepare_normed(c, n);
+    static const ouro_stage stages[] = {{norm, OURO_P_LN1_POST_SCALE}, {rescale, OURO_P_LN1_POST}, {NULL, OURO_P_ATTN_OUT},
+                                        {add, OURO_P_RESID_MID}, {norm, OURO_P_LN2_SCALE}, {rescale, OURO_P_LN2}, {prepare, NOTHING}};
+    ouro_stages(c, lanes, n, layer, stages, COUNT(stages));
 }
 
 /* ---- feed-forward ------------------------------------------------------------------------------------------------ */
 
-/* The product leaves tiles of gate and up in turns; here they part: row [both 2 half][gate half][up half]. */
-static void part(float *row, size_t half)
+/* A row of gate_up: [what the product left, later silu(gate) up: 2 half][gate: half][up: half] */
+static float *gate_up_row(const ouro_workspace *ws, int i) { return ws->seen->gate_up + (size_t)i * 4 * ouro_mlp_stride(&ws->model->config); }
+
+/* The product leaves tiles of gate and up in turns; here they part. */
+static void part(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
 {
+    (void)lane, (void)point, (void)layer;
+    size_t half = ouro_mlp_stride(&ws->model->config);
+    float *row = gate_up_row(ws, i);
     for (size_t at = 0; at < half; at += OURO_TILE) {
         memcpy(row + 2 * half + at, row + 2 * at, OURO_TILE * sizeof *row);
         memcpy(row + 3 * half + at, row + 2 * at + OURO_TILE, OURO_TILE * sizeof *row);
     }
 }
 
+static void swiglu(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
+{
+    (void)lane, (void)point, (void)layer;
+    size_t half = ouro_mlp_stride(&ws->model->config);
+    float *row = gate_up_row(ws, i);
+    ws->model->kernels->swiglu_rows(row + 2 * half, row + 3 * half, ws->model->config.d_mlp, row);
+}
+
+static void prepare_mlp(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
+{
+    (void)lane, (void)point, (void)layer;
+    int f = ws->model->config.d_mlp;
+    if (ws->mlp) memcpy(ws->mlp + (size_t)i * ouro_mlp_stride(&ws->model->config), gate_up_row(ws, i), (size_t)f * sizeof(float));
+    else ouro_prepare(ws->model->kernels, &ws->x_mlp, i, gate_up_row(ws, i), f);
+}
+
 void ouro_seen_mlp(crew *c, const ouro_lane *lanes, int n, int layer)
 {
-    ouro_workspace *ws = c->ws;
-    const ouro_kernels *k = ws->model->kernels;
-    int begin, end, f = ws->model->config.d_mlp;
-    size_t half = ouro_mlp_stride(&ws->model->config), stride = 4 * half;
-    float *both = ws->seen->gate_up, *gate = both + 2 * half, *up = both + 3 * half;
-    ouro_block_product(c, &ws->model->layers[layer].gate_up, &ws->x_model, n, both, stride);
-    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);) part(both + (size_t)begin * stride, half);
-    ouro_see(c, lanes, n, OURO_P_MLP_PRE, layer, rows_at(gate, stride, f));
-    ouro_see(c, lanes, n, OURO_P_MLP_PRE_LINEAR, layer, rows_at(up, stride, f));
-    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);)
-        k->swiglu_rows(gate + (size_t)begin * stride, up + (size_t)begin * stride, f, both + (size_t)begin * stride);
-    ouro_see(c, lanes, n, OURO_P_MLP_POST, layer, rows_at(both, stride, f));
-    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);) {
-        const float *row = both + (size_t)begin * stride;
-        if (ws->mlp) memcpy(ws->mlp + (size_t)begin * half, row, (size_t)f * sizeof *row);
-        else ouro_prepare(k, &ws->x_mlp, begin, row, f);
-    }
+    static const ouro_stage stages[] = {{part, OURO_P_MLP_PRE}, {NULL, OURO_P_MLP_PRE_LINEAR}, {swiglu, OURO_P_MLP_POST},
+                                        {prepare_mlp, NOTHING}};
+    size_t stride = 4 * ouro_mlp_stride(&c->ws->model->config);
+    ouro_block_product(c, &c->ws->model->layers[layer].gate_up, &c->ws->x_model, n, c->ws->seen->gate_up, stride);
+    ouro_stages(c, lanes, n, layer, stages, COUNT(stages));
 }
 
 /* ---- the end of a step ------------------------------------------------------------------------------------------- */
 
+/* the state, and its gate logit */
+static void enter_state(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer)
+{
+    (void)point, (void)layer;
+    const ouro_model *m = ws->model;
+    memcpy(lane->h, normed_row(ws, i), (size_t)m->config.d_model * sizeof(float));
+    ws->seen->scalars[i] = m->kernels->dot(lane->h, m->exit_w, m->config.d_model) + m->exit_b;
+}
+
 void ouro_seen_boundary(crew *c, const ouro_sweep *sweep, ouro_lane *lanes, int n, int last)
 {
-    ouro_workspace *ws = c->ws;
-    ouro_seen *s = ws->seen;
-    const ouro_model *m = ws->model;
-    int begin, end, d = m->config.d_model, step = m->config.n_layers;
-    size_t stride = ouro_y_stride(&m->config);
-    if (last >= 0) seen_close(c, lanes, n, last);
+    static const ouro_stage stages[] = {{NULL, OURO_P_STEP_POST}, {norm, OURO_P_LN_FINAL_SCALE}, {rescale, OURO_P_LN_FINAL},
+                                        {enter_state, OURO_P_GATE}};
+    int begin, end;
+    if (last >= 0) close(c, lanes, n, last);
     if (!sweep->closes) return;
-    see_h(c, lanes, n, OURO_P_STEP_POST, step);
-    seen_norm(c, lanes, n, NULL, m->norm, OURO_P_LN_FINAL_SCALE, step);
+    ouro_stages(c, lanes, n, c->ws->model->config.n_layers, stages, COUNT(stages));
     for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
-        for (int i = begin; i < end; i++) {
-            memcpy(lanes[i].h, s->normed + (size_t)i * stride, (size_t)d * sizeof(float));
-            s->scalars[i] = m->kernels->dot(lanes[i].h, m->exit_w, d) + m->exit_b;
-        }
-    ouro_see(c, lanes, n, OURO_P_GATE, step, rows_at(s->scalars, 1, 1));
-    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
-        for (int i = begin; i < end; i++) lanes[i].gate = s->scalars[i];
+        for (int i = begin; i < end; i++) lanes[i].gate = c->ws->seen->scalars[i];
 }

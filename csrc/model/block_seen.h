@@ -20,6 +20,7 @@ void ouro_seen_open(crew *c, const ouro_sweep *sweep, const ouro_lane *lanes, in
 void ouro_seen_enter(crew *c, const ouro_lane *lanes, int n, ouro_place at);
 void ouro_seen_qkv(crew *c, const ouro_lane *lanes, int n, ouro_place at);
 void ouro_seen_attend(crew *c, const ouro_lane *lanes, int n, int n_spans, ouro_place at);
+/* shows z and prepares it for the output projection */
 void ouro_seen_z(crew *c, const ouro_lane *lanes, int n, int layer);
 /* behind the output projection, whose inputs are still in ws->x_heads */
 void ouro_seen_result(crew *c, const ouro_lane *lanes, int n, int layer);

@@ -88,15 +88,18 @@ int ouro_seen_begin(ouro_workspace *ws, const ouro_lane *lanes, int n)
 {
     int layers = ws->model->config.n_layers, last = 0, watched = 0;
     uint64_t all = 0;
+    bool meets = false;
     ws->want = NULL;
     for (int i = 0; i < n; i++) {
         watched |= lanes[i].observer != NULL;
+        meets |= lanes[i].observer && lanes[i].observer->meet;
         if (lanes[i].pos > last) last = lanes[i].pos;
     }
     if (!watched) return OURO_OK;
     if (!ws->seen) ws->seen = calloc(1, sizeof *ws->seen);
     if (ws->seen && !ws->seen->want) ws->seen->want = calloc((size_t)layers + 1, sizeof *ws->seen->want);
     if (!ws->seen || !ws->seen->want) return ouro_fail(OURO_ERR_MEMORY, "no memory for an observed pass");
+    ws->seen->meets = meets;
     ask_observers(ws->seen->want, layers, lanes, n);
     for (int l = 0; l <= layers; l++) all |= ws->seen->want[l];
     int status = room_for(ws, ws->seen, all, last);
@@ -126,20 +129,109 @@ static void meet(ouro_workspace *ws, const ouro_lane *lanes, int n, ouro_point p
     }
 }
 
-bool ouro_see(crew *c, const ouro_lane *lanes, int n, ouro_point point, int layer, ouro_rows rows)
+static ouro_rows rows_at(float *data, size_t stride, int cols)
+{
+    return (ouro_rows){.data = data, .stride = stride, .heads = 1, .cols = cols};
+}
+
+static ouro_rows head_rows(float *data, size_t stride, size_t head_stride, int heads, int cols)
+{
+    return (ouro_rows){.data = data, .stride = stride, .head_stride = head_stride, .heads = heads, .cols = cols};
+}
+
+static ouro_rows qkv_rows(const ouro_workspace *ws, int first, int heads)
+{
+    const ouro_config *g = &ws->model->config;
+    size_t pad = (size_t)ouro_head_pad(g);
+    return head_rows(ws->qkv + (size_t)first * pad, ouro_qkv_stride(g), pad, heads, g->d_head);
+}
+
+/* Where the rows of a point are in memory when it is shown. */
+static ouro_rows rows_of(const ouro_workspace *ws, ouro_point point)
+{
+    const ouro_seen *s = ws->seen;
+    const ouro_config *g = &ws->model->config;
+    int q = g->n_heads, kv = g->n_kv_heads;
+    size_t y = ouro_y_stride(g), f = ouro_mlp_stride(g), dh = (size_t)g->d_head, heads = (size_t)q;
+    switch (point) {
+    case OURO_P_LN1_SCALE: case OURO_P_LN1_POST_SCALE: case OURO_P_LN2_SCALE: case OURO_P_LN2_POST_SCALE:
+    case OURO_P_LN_FINAL_SCALE: case OURO_P_GATE: return rows_at(s->scalars, 1, 1);
+    case OURO_P_LN1: case OURO_P_LN1_POST: case OURO_P_LN2: case OURO_P_LN2_POST: case OURO_P_LN_FINAL:
+    case OURO_P_ATTN_OUT: case OURO_P_MLP_OUT: return rows_at(s->normed, y, g->d_model);
+    case OURO_P_Q: case OURO_P_ROT_Q: return qkv_rows(ws, 0, q);
+    case OURO_P_K: case OURO_P_ROT_K: return qkv_rows(ws, q, kv);
+    case OURO_P_V: return qkv_rows(ws, q + kv, kv);
+    case OURO_P_SCORES: return head_rows(s->scores, heads * s->sources, s->sources, q, 0);
+    case OURO_P_PATTERN: return head_rows(s->pattern, heads * s->sources, s->sources, q, 0);
+    case OURO_P_Z: return head_rows(ws->z, heads * dh, dh, q, g->d_head);
+    case OURO_P_RESULT: return head_rows(s->result, heads * y, y, q, g->d_model);
+    case OURO_P_MLP_PRE: return rows_at(s->gate_up + 2 * f, 4 * f, g->d_mlp);
+    case OURO_P_MLP_PRE_LINEAR: return rows_at(s->gate_up + 3 * f, 4 * f, g->d_mlp);
+    case OURO_P_MLP_POST: return rows_at(s->gate_up, 4 * f, g->d_mlp);
+    default: return rows_at(NULL, 0, g->d_model);       /* the lanes' h */
+    }
+}
+
+/* what a stage is, apart from the lanes */
+typedef struct showing {
+    const ouro_stage *stage;
+    ouro_rows rows;
+    int layer, of_layer;             /* of_layer: as observers count, -1 for points of a step */
+    bool wanted;
+} showing;
+
+static showing showing_of(const ouro_workspace *ws, const ouro_stage *stage, int layer)
+{
+    showing y = {.stage = stage, .layer = layer, .of_layer = layer == ws->model->config.n_layers ? -1 : layer};
+    y.wanted = stage->point != OURO_N_POINTS && (ouro_wanted(ws, layer) & OURO_BIT(stage->point));
+    if (y.wanted) y.rows = rows_of(ws, stage->point);
+    return y;
+}
+
+static void stage_lane(ouro_workspace *ws, const ouro_lane *lanes, int i, const showing *y)
+{
+    const ouro_lane *lane = &lanes[i];
+    if (y->stage->work) y->stage->work(ws, lane, i, y->stage->point, y->layer);
+    ws->seen->changed[i] = 0;
+    if (!y->wanted || !wanted_by(lane, y->stage->point, y->of_layer)) return;
+    ouro_rows row = ouro_row_of(&y->rows, lanes, i);
+    ws->seen->changed[i] = (uint8_t)lane->observer->visit(lane->observer, lane, y->stage->point, y->of_layer, &row);
+}
+
+/* each stage a phase of its own, with a meeting behind it */
+static void stages_apart(crew *c, const ouro_lane *lanes, int n, const showing *y, int n_stages)
 {
     ouro_workspace *ws = c->ws;
-    int begin, end, of_layer = layer == ws->model->config.n_layers ? -1 : layer;
-    if (!(ouro_wanted(ws, layer) & OURO_BIT(point))) return false;
-    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);)
-        for (int i = begin; i < end; i++) {
-            ws->seen->changed[i] = 0;
-            if (!wanted_by(&lanes[i], point, of_layer)) continue;
-            ouro_rows row = ouro_row_of(&rows, lanes, i);
-            ws->seen->changed[i] = (uint8_t)lanes[i].observer->visit(lanes[i].observer, &lanes[i], point, of_layer, &row);
-        }
-    ouro_pool_barrier(ws->pool, c->thread);
-    if (c->thread == 0 && !atomic_load(&ws->cancelled)) meet(ws, lanes, n, point, of_layer, &rows);
+    int begin, end;
+    for (int k = 0; k < n_stages; k++) {
+        if (!y[k].wanted && !y[k].stage->work) continue;
+        for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
+            for (int i = begin; i < end; i++) stage_lane(ws, lanes, i, &y[k]);
+        if (!y[k].wanted) continue;
+        ouro_pool_barrier(ws->pool, c->thread);
+        if (c->thread == 0 && !atomic_load(&ws->cancelled)) meet(ws, lanes, n, y[k].stage->point, y[k].of_layer, &y[k].rows);
+    }
+}
+
+void ouro_stages(crew *c, const ouro_lane *lanes, int n, int layer, const ouro_stage *stages, int n_stages)
+{
+    showing y[OURO_MAX_STAGES];
+    int begin, end;
+    for (int k = 0; k < n_stages; k++) y[k] = showing_of(c->ws, &stages[k], layer);
+    if (c->ws->seen->meets) {
+        stages_apart(c, lanes, n, y, n_stages);
+        return;
+    }
+    for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
+        for (int i = begin; i < end; i++)
+            for (int k = 0; k < n_stages; k++) stage_lane(c->ws, lanes, i, &y[k]);
+}
+
+bool ouro_see(crew *c, const ouro_lane *lanes, int n, ouro_point point, int layer)
+{
+    const ouro_stage stage = {NULL, point};
+    if (!(ouro_wanted(c->ws, layer) & OURO_BIT(point))) return false;
+    ouro_stages(c, lanes, n, layer, &stage, 1);
     return true;
 }
 

@@ -1,4 +1,4 @@
-/* seen.h - the memory of observed passes, and the phase that shows rows to observers. */
+/* seen.h - the memory of observed passes, and the phases that show rows to observers. */
 #ifndef OURO_MODEL_SEEN_H
 #define OURO_MODEL_SEEN_H
 
@@ -17,6 +17,7 @@ typedef struct ouro_seen {
     size_t sources;                  /* positions, padded to blocks */
     size_t sizes[6];                 /* floats allocated, from `scalars` to `result` */
     int lanes;                       /* rows of `changed` and `one_head` */
+    bool meets;                      /* some lane's observer wants them together */
 } ouro_seen;
 
 void ouro_seen_free(ouro_seen *s);
@@ -24,9 +25,22 @@ void ouro_seen_free(ouro_seen *s);
 /* Asks the observers of lanes [n] and makes room. Sets ws->want, or NULL when no lane has an observer. */
 int ouro_seen_begin(ouro_workspace *ws, const ouro_lane *lanes, int n);
 
-/* A phase of its own: every observer among lanes [n] that wants `point` sees its rows; then they meet. Nothing, at no
- * cost, when no one wants it. `layer` n_layers: of the step. True when someone did: changed[i] is valid for lane i. */
-bool ouro_see(crew *c, const ouro_lane *lanes, int n, ouro_point point, int layer, ouro_rows rows);
+/* Something done to lane i of a pass, and the point that its row shows then. */
+typedef struct ouro_stage {
+    void (*work)(ouro_workspace *ws, const ouro_lane *lane, int i, ouro_point point, int layer);    /* NULL: nothing is done */
+    ouro_point point;                /* OURO_N_POINTS: nothing is shown */
+} ouro_stage;
+
+#define OURO_MAX_STAGES 8            /* of one call */
+
+/* All stages for lanes [n]. Where nobody meets, a lane goes through all of them while its rows are in the first cache;
+ * else each is a phase, behind which the observers meet. changed[i] tells the next stage whether the row just shown was
+ * changed. `layer` n_layers: of the step. */
+void ouro_stages(crew *c, const ouro_lane *lanes, int n, int layer, const ouro_stage *stages, int n_stages);
+
+/* One point, with nothing done before. Costs nothing when no one wants it; true when someone did: changed[i] is valid for
+ * lane i behind the next barrier. */
+bool ouro_see(crew *c, const ouro_lane *lanes, int n, ouro_point point, int layer);
 
 /* The same outside of a pass, on the calling thread, for points that belong to no layer; changed [n]. */
 int ouro_show(const ouro_lane *lanes, int n, ouro_point point, ouro_rows rows, uint8_t *changed);

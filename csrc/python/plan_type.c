@@ -18,7 +18,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->n_layers = model->model->config.n_layers;
     self->n_heads = model->model->config.n_heads;
     self->n_kv_heads = model->model->config.n_kv_heads;
-    int status = self->owners ? ouro_plan_new(&model->model->config, &self->plan) : OURO_ERR_MEMORY;
+    int status = self->owners ? ouro_plan_new(&model->model->config, model->model->kernels, &self->plan) : OURO_ERR_MEMORY;
     if (status == OURO_OK) return (PyObject *)self;
     Py_DECREF(self);
     return ouro_raise(status);

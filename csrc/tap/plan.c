@@ -1,6 +1,7 @@
 /* plan.c - plans compiled and carried out; see plan.h. */
 #include "tap/plan.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,6 +21,7 @@ typedef struct tap {
 struct ouro_plan {
     ouro_observer observer;          /* first: an observer of a plan is the plan */
     ouro_config config;
+    const ouro_kernels *kernels;
     tap *first[OURO_N_POINTS];
     bool calls;
     uint64_t *want;                  /* [OURO_MAX_STEPS][n_layers + 1] points, then of the step */
@@ -60,15 +62,24 @@ static uint8_t *array_row(const ouro_tap_array *a, const place *at, int head)
            + at->pos * s[OURO_AXIS_POS] + head * s[OURO_AXIS_HEAD];
 }
 
-static void read_row(const ouro_tap_array *a, const place *at, int head, const float *x, int n)
+/* What stands ahead of a position in a row of scores or patterns. */
+static float ahead(ouro_point p) { return p == OURO_P_SCORES ? -INFINITY : 0.0f; }
+
+static void read_row(const ouro_kernels *k, const ouro_tap_spec *s, const place *at, int head, const float *x, int n)
 {
+    const ouro_tap_array *a = &s->array;
     uint8_t *to = array_row(a, at, head);
+    int most = OURO_BIT(s->point) & OURO_ATTENTION_POINTS ? a->cols : n;
     if (n > a->cols) n = a->cols;
-    if (!a->bf16) {
-        memcpy(to, x, (size_t)n * sizeof *x);
-        return;
+    if (a->bf16) {
+        uint16_t *y = (uint16_t *)(void *)to;
+        k->to_bf16(x, n, n, y);
+        for (int i = n; i < most; i++) y[i] = ouro_f32_to_bf16(ahead(s->point));
+    } else {
+        float *y = (float *)(void *)to;
+        memcpy(y, x, (size_t)n * sizeof *x);
+        for (int i = n; i < most; i++) y[i] = ahead(s->point);
     }
-    for (int i = 0; i < n; i++) ((uint16_t *)(void *)to)[i] = ouro_f32_to_bf16(x[i]);
 }
 
 static void project(float *x, const float *u, int n, float scale)
@@ -99,7 +110,7 @@ static void edit_row(const ouro_tap_spec *s, const ouro_lane *lane, int layer, c
     else add_noise(s, lane, layer, head, x, n);
 }
 
-static bool apply(const tap *t, const ouro_lane *lane, int layer, const ouro_rows *row)
+static bool apply(const ouro_plan *p, const tap *t, const ouro_lane *lane, int layer, const ouro_rows *row)
 {
     place at;
     if (!place_of(t, lane, layer, &at)) return false;
@@ -107,7 +118,7 @@ static bool apply(const tap *t, const ouro_lane *lane, int layer, const ouro_row
         int place = t->head_at ? t->head_at[h] : h;
         if (place < 0) continue;
         float *x = row->data + (size_t)h * row->head_stride;
-        if (t->spec.kind == OURO_TAP_READ) read_row(&t->spec.array, &at, place, x, row->cols);
+        if (t->spec.kind == OURO_TAP_READ) read_row(p->kernels, &t->spec, &at, place, x, row->cols);
         else edit_row(&t->spec, lane, layer, &at, h, place, x, row->cols);
     }
     return t->spec.kind != OURO_TAP_READ;
@@ -135,9 +146,9 @@ static int visit(const ouro_observer *o, const ouro_lane *lane, ouro_point point
     const ouro_plan *p = (const ouro_plan *)(const void *)o;
     bool changed = false, later = called_at(p, lane->step, layer, point);
     for (const tap *t = p->first[point]; t; t = t->next)
-        if (t->spec.kind != OURO_TAP_CALL && t->spec.kind != OURO_TAP_READ) changed |= apply(t, lane, layer, row);
+        if (t->spec.kind != OURO_TAP_CALL && t->spec.kind != OURO_TAP_READ) changed |= apply(p, t, lane, layer, row);
     for (const tap *t = p->first[point]; t && !later; t = t->next)
-        if (t->spec.kind == OURO_TAP_READ) apply(t, lane, layer, row);
+        if (t->spec.kind == OURO_TAP_READ) apply(p, t, lane, layer, row);
     return changed;
 }
 
@@ -154,20 +165,21 @@ static int meet(const ouro_observer *o, const ouro_lane *lanes, int n, ouro_poin
     for (int i = 0; i < n; i++) {
         ouro_rows row = ouro_row_of(rows, lanes, i);
         for (const tap *t = p->first[point]; t; t = t->next)
-            if (t->spec.kind == OURO_TAP_READ) apply(t, &lanes[i], layer, &row);
+            if (t->spec.kind == OURO_TAP_READ) apply(p, t, &lanes[i], layer, &row);
     }
     return 0;
 }
 
 /* ---- compiling ----------------------------------------------------------------------------------------------- */
 
-int ouro_plan_new(const ouro_config *c, ouro_plan **out)
+int ouro_plan_new(const ouro_config *c, const ouro_kernels *kernels, ouro_plan **out)
 {
     *out = NULL;
     ouro_plan *p = calloc(1, sizeof *p);
     size_t cells = (size_t)OURO_MAX_STEPS * ((size_t)c->n_layers + 1);
     if (p) {
         p->config = *c;
+        p->kernels = kernels;
         p->observer = (ouro_observer){.wants = wants, .visit = visit};
         p->want = calloc(cells, sizeof *p->want);
         p->call = calloc(cells, sizeof *p->call);

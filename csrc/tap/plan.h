@@ -55,7 +55,7 @@ typedef struct ouro_tap_spec {
 
 typedef struct ouro_plan ouro_plan;
 
-int ouro_plan_new(const ouro_config *c, ouro_plan **out);
+int ouro_plan_new(const ouro_config *c, const ouro_kernels *kernels, ouro_plan **out);
 void ouro_plan_free(ouro_plan *p);
 /* OURO_ERR_ARGUMENT when a step, layer, head or kind is out of range, OURO_ERR_SHAPE when the tap would reach beyond its
  * array. */

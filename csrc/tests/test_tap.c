@@ -58,7 +58,7 @@ static void test_refusals(void)
     ouro_plan *p;
     float *data = calloc(T * L * POS * D, sizeof *data);
     const int wrong[] = {0, L};
-    CHECK(ouro_plan_new(&config, &p) == OURO_OK);
+    CHECK(ouro_plan_new(&config, ouro_kernels_select(NULL), &p) == OURO_OK);
     ouro_tap_spec good = spec_of(OURO_TAP_READ, OURO_P_RESID_POST, data, 1, D), s = good;
     CHECK(ouro_plan_add(p, &s) == OURO_OK);
     s.layers = wrong;
@@ -105,7 +105,7 @@ static void test_looking(const ouro_model *m)
     float *resid = calloc((size_t)L * states, sizeof *resid), *pattern = calloc((size_t)T * L * POS * H * POS, sizeof *pattern);
     ouro_plan *p;
     run(m, 2, NULL, plain, gate[0]);
-    CHECK(ouro_plan_new(&config, &p) == OURO_OK);
+    CHECK(ouro_plan_new(&config, ouro_kernels_select(NULL), &p) == OURO_OK);
     ouro_tap_spec a = spec_of(OURO_TAP_READ, OURO_P_RESID_PRE, resid, 1, D), b = spec_of(OURO_TAP_READ, OURO_P_PATTERN, pattern, H, POS);
     CHECK(ouro_plan_add(p, &a) == OURO_OK && ouro_plan_add(p, &b) == OURO_OK);
     for (int threads = 1; threads <= 3; threads++) {
@@ -118,7 +118,7 @@ static void test_looking(const ouro_model *m)
     CHECK(fabs(sum - 1.0) < 1e-5);
     ouro_plan_free(p);
     /* what was there, put back, changes nothing; something else does */
-    CHECK(ouro_plan_new(&config, &p) == OURO_OK);
+    CHECK(ouro_plan_new(&config, ouro_kernels_select(NULL), &p) == OURO_OK);
     a.kind = OURO_TAP_SET;
     CHECK(ouro_plan_add(p, &a) == OURO_OK);
     run(m, 2, p, seen, gate[1]);
