@@ -1,6 +1,10 @@
-"""What looking costs: forwards with and without captures, alternating, the median of each.
+"""What looking costs: a forward with a capture beside one without, in turns, the median of each, as time added.
 
-    python benchmarks/capture_cost.py DIRECTORY [--tokens 128] [--rounds 5]
+    python benchmarks/capture_cost.py DIRECTORY [--tokens 128] [--rounds 5] [--only NAME ...]
+
+Three captures: the first of its size (new memory, which a virtual machine may have to get from its host), later ones with new
+arrays, and later ones that reuse the arrays (`out=`). Beside them what the machine takes to write as many bytes once, from one
+thread, to new and to used memory.
 """
 
 import argparse
@@ -29,31 +33,61 @@ def seconds(call):
     return time.perf_counter() - begin
 
 
+def writing(n):
+    """Seconds to write n bytes to new memory, and again."""
+    array = None
+
+    def new():
+        nonlocal array
+        array = np.empty(n, np.uint8)
+        array.fill(1)
+
+    return seconds(new), seconds(lambda: array.fill(2))
+
+
+def measure(model, ids, names, dtype, rounds):
+    """Seconds without, first, with new arrays, with the same arrays, and to write the bytes."""
+
+    def capture(out=None):
+        return model.run_with_cache(ids, names, dtype=dtype, logits="none", max_bytes=8 << 30, out=out)[1]
+
+    times = {name: [] for name in ("plain", "new", "reused", "write_new", "write")}
+    first = seconds(capture)
+    kept = capture()
+    for _ in range(rounds):
+        times["plain"].append(seconds(lambda: model.trace(ids, logits="none")))
+        times["new"].append(seconds(capture))
+        times["reused"].append(seconds(lambda: capture(kept)))
+        new, again = writing(kept.nbytes)
+        times["write_new"].append(new)
+        times["write"].append(again)
+    return {"first": first, **{name: statistics.median(t) for name, t in times.items()}}
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=list(CAPTURES))
+    parser.add_argument("--only", nargs="*", default=list(CAPTURES), choices=list(CAPTURES), metavar="NAME")
     arguments = parser.parse_args()
     model = ouro.load(arguments.directory)
     ids = np.random.default_rng(0).integers(0, model.config.d_vocab, arguments.tokens)
     whole = model.plan(ids).nbytes
     model.trace(ids, logits="none")
+    print(f"{'kept':24}{'MiB':>7}{'share':>8}{'without':>10}{'first':>8}{'new':>8}{'reused':>8}   writing: {'new':>7}{'again':>7}")
     for name in arguments.only:
         names, dtype = CAPTURES[name], "bfloat16" if "bfloat16" in name else "float32"
         plan = model.plan(ids, names, dtype=dtype)
-        if plan.nbytes > 6 << 30:
-            print(f"{name:24} {plan.nbytes / 2**20:8.0f} MiB  skipped")
+        if plan.nbytes > 3 << 30:
+            print(f"{name:24}{plan.nbytes / 2**20:7.0f}  skipped")
             continue
-        plain, seen = [], []
-        for _ in range(arguments.rounds):
-            plain.append(seconds(lambda: model.trace(ids, logits="none")))
-            seen.append(seconds(lambda n=names, d=dtype: model.run_with_cache(ids, n, dtype=d, logits="none", max_bytes=8 << 30)))
-        a, b = statistics.median(plain), statistics.median(seen)
-        share, more = 100 * plan.nbytes / whole, 100 * (b / a - 1)
-        print(f"{name:24} {plan.nbytes / 2**20:8.0f} MiB  {share:5.1f} %  {a:6.2f} s  {b:6.2f} s  {more:+6.1f} %")
-        print(json.dumps({"capture": name, "bytes": plan.nbytes, "plain_seconds": a, "seconds": b, "tokens": arguments.tokens}))
+        t = measure(model, ids, names, dtype, arguments.rounds)
+        added = {k: 100 * (t[k] / t["plain"] - 1) for k in ("first", "new", "reused")}
+        write = {k: 100 * t[k] / t["plain"] for k in ("write_new", "write")}
+        print(f"{name:24}{plan.nbytes / 2**20:7.0f}{100 * plan.nbytes / whole:6.0f} %{t['plain']:8.3f} s"
+              + "".join(f"{v:+6.1f} %" for v in added.values()) + " " * 11 + "".join(f"{v:5.1f} %" for v in write.values()))  # fmt: skip
+        print(json.dumps({"capture": name, "bytes": plan.nbytes, "tokens": arguments.tokens, **t}))
 
 
 if __name__ == "__main__":

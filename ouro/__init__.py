@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ouro import edits, exits
+from ouro.arrays import free_memory
 from ouro.cache import ActivationCache
 from ouro.cache_files import open_shards
 from ouro.config import ModelConfig
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActivationCache", "CheckpointError", "ContextLengthError", "Engine", "EngineStats", "Generation", "Handle", "LabelledArray",
     "LabelledSet", "LoopProgram", "MemoryLimitError", "Model", "ModelConfig", "OuroError", "QueueFullError", "ReplayError", "Trace",
-    "UnsupportedError", "edits", "exits", "load", "measures", "open_shards", "patching", "plots", "probes",
+    "UnsupportedError", "edits", "exits", "free_memory", "load", "measures", "open_shards", "patching", "plots", "probes",
     "views",
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from ouro.capture import Block, from_bfloat16
 from ouro.config import ModelConfig
 from ouro.hooks import ALIASES, BY_SHORT, Place, Point, names_of, point, unknown
 from ouro.labelled import LabelledArray
+
+if TYPE_CHECKING:
+    from ouro.model import Model
 
 Index = int | slice | Sequence[int] | None
 Key = str | tuple[Any, ...]
@@ -217,7 +220,9 @@ class ActivationCache(Mapping[Any, NDArray[np.float32]]):
                 parts.append((f"{t}_post", self[f"steps.{t}.hook_resid_post"]))
         return self._components(parts, ("batch", "pos", "d_model"), "accumulated_resid")
 
-    def decompose_resid(self, step: int, layer: int | None = None, *, mode: str = "all") -> LabelledArray:
+    def decompose_resid(
+        self, step: int, layer: int | None = None, *, mode: str = "all", heads: Model | None = None
+    ) -> LabelledArray:
         """What was added up, within a step, to the input of `layer` (None: to the end of the step) `[component, batch, pos, d_model]`.
 
         The first component, `"start"`, is what the step started from: between steps stands a norm, so a sum over components
@@ -228,13 +233,18 @@ class ActivationCache(Mapping[Any, NDArray[np.float32]]):
         mode
             "all", or "attn" or "mlp" for one kind of addition without the start. Needs `attn_out`, `mlp_out` and, for "all",
             the `resid_pre` of layer 0.
+        heads
+            The model of this cache: what attention adds is taken apart by head (`"2_attn_out.5"`, see `stack_head_results`). Needs
+            `result` and `ln1_post_scale` instead of `attn_out`.
         """
         if mode not in ("all", "attn", "mlp"):
             raise ValueError(f"mode is {mode!r}, expected 'all', 'attn' or 'mlp'")
         t, n = step % self.n_steps, self.config.n_layers
         parts = [("start", self["resid_pre", 0, t])] if mode == "all" else []
         for i in range(n if layer is None else layer % n):
-            if mode != "mlp":
+            if mode != "mlp" and heads is not None:
+                parts += [(f"{i}_attn_out.{h}", a) for h, a in enumerate(self._head_shares(i, t, heads))]
+            elif mode != "mlp":
                 parts.append((f"{i}_attn_out", self["attn_out", i, t]))
             if mode != "attn":
                 parts.append((f"{i}_mlp_out", self["mlp_out", i, t]))
@@ -242,16 +252,43 @@ class ActivationCache(Mapping[Any, NDArray[np.float32]]):
             raise ValueError(f"nothing was added before layer {layer}")
         return self._components(parts, ("batch", "pos", "d_model"), "decompose_resid")
 
-    def stack_head_results(self, step: int | None = None) -> LabelledArray:
+    def stack_head_results(self, step: int | None = None, *, apply_norm: Model | None = None) -> LabelledArray:
         """`attn.hook_result` of every head `[component, batch, pos, d_model]`, labelled `"1.3.5"`: step, layer, head.
 
         These are shares of the output projection, before the norm behind attention: of one layer they add up to what
         that norm reads, not to `attn_out`. Needs `result`, which a filter must name.
+
+        Parameters
+        ----------
+        apply_norm
+            The model of this cache: each share goes through that norm with the scale it had, `result / ln1_post_scale * weight`. The
+            heads of a layer then add up to its `attn_out`, up to rounding (unless an edit changed what lies between). Needs
+            `ln1_post_scale`.
+
+        Examples
+        --------
+        >>> import ouro
+        >>> model = ouro.load("ouro-tiny")
+        >>> _, cache = model.run_with_cache("One day", ["result", "ln1_post_scale", "attn_out"])
+        >>> heads = cache.stack_head_results(3, apply_norm=model).values[:4]        # step 3, layer 0
+        >>> bool(abs(heads.sum(0) - cache["attn_out", 0, 3]).max() < 1e-4)
+        True
         """
-        parts = [(f"{t}.{layer}.{h}", self["result", layer, t][:, :, h])
-                 for t in self.steps("result") if step is None or t == step % self.n_steps
-                 for layer in self.layers("result") for h in range(self.config.n_heads)]  # fmt: skip
+        parts: list[tuple[str, NDArray[np.float32]]] = []
+        for t in self.steps("result"):
+            for layer in self.layers("result") if step is None or t == step % self.n_steps else ():
+                plain = np.moveaxis(self["result", layer, t], 2, 0)
+                shares = plain if apply_norm is None else self._head_shares(layer, t, apply_norm)
+                parts += [(f"{t}.{layer}.{h}", a) for h, a in enumerate(shares)]
         return self._components(parts, ("batch", "pos", "d_model"), "head_results")
+
+    def _head_shares(self, layer: int, step: int, model: Model) -> NDArray[np.float32]:
+        """What each head adds to the residual stream `[head, batch, pos, d_model]`."""
+        if model.config != self.config:
+            raise ValueError(f"the cache is of a model with {self.config}, got one with {model.config}")
+        weight = model.weight(f"model.layers.{layer}.input_layernorm_2.weight")
+        shares = self["result", layer, step] / self["ln1_post_scale", layer, step][:, :, None, None] * weight
+        return np.moveaxis(shares, 2, 0)
 
     def _components(self, parts: list[tuple[str, NDArray[np.float32]]], dims: tuple[str, ...], name: str) -> LabelledArray:
         labels, values = zip(*parts, strict=True)

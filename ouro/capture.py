@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro import _core
+from ouro.arrays import empty, free_memory
 from ouro.config import ModelConfig
 from ouro.errors import MemoryLimitError
 from ouro.hooks import BY_SHORT, Filter, Place, Point, names_of, rectangles
@@ -147,6 +148,8 @@ class CapturePlan:
     def check(self, max_bytes: int | None = None) -> None:
         """Refuse when the arrays exceed `max_bytes` (half of the free memory unless given), naming the sizes by part."""
         limit = _core.available_memory() // 2 if max_bytes is None else max_bytes
+        if max_bytes is None and self.nbytes > limit and free_memory():
+            limit = _core.available_memory() // 2
         if self.nbytes > limit:
             parts = ", ".join(f"{name} {_size(n)}" for name, n in list(self.by_part.items())[:8])
             more = f" and {len(self.by_part) - 8} more" if len(self.by_part) > 8 else ""
@@ -158,11 +161,10 @@ class CapturePlan:
     def allocate(self, *, blank: bool, out: Sequence[tuple[Block, NDArray[Any]]] | None = None) -> list[NDArray[Any]]:
         """The arrays, new or those of an earlier capture of this plan.
 
-        With `blank` they hold NaN (patterns 0, scores -inf) where nothing will be written; else every number is written. NumPy
-        asks for huge pages itself for arrays of 4 MiB and more.
+        With `blank` they hold NaN (patterns 0, scores -inf) where nothing will be written; else every number is written.
         """
         kind = np.float32 if self.dtype == "float32" else np.uint16
-        arrays = [np.empty(b.shape, kind) for b in self.blocks] if out is None else self._taken(out, kind)
+        arrays = [empty(b.shape, kind) for b in self.blocks] if out is None else self._taken(out, kind)
         for b, a in zip(self.blocks, arrays, strict=True) if blank else ():
             a[...] = _fill(b.point, kind)
             if b.point.square and (self.positions < 0).any():

@@ -94,7 +94,7 @@ class Forward:
         add_hooks(plan, names, self.hooks)
         if self.capture:
             blank = len(set(self.lengths)) > 1 or (self.capture.positions < 0).any() or self.turns is not None
-            self.arrays = self.capture.allocate(blank=bool(blank), out=self.out and self.out.blocks)
+            self.arrays = self.capture.allocate(blank=bool(blank), out=None if self.out is None else self.out.blocks)
             self.capture.add_to(plan, self.arrays)
         return plan
 

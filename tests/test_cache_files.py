@@ -118,3 +118,19 @@ def test_sums_of_the_residual_stream(model):
     a = heads.values[[i for i, c in enumerate(heads.coords["component"]) if c.startswith("1.2.")]].sum(0)
     weight = model.weight("model.layers.2.input_layernorm_2.weight")
     np.testing.assert_allclose(a / cache["ln1_post_scale", 2, 1][..., None] * weight, cache["attn_out", 2, 1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16", "int8"])
+def test_heads_add_up_to_what_attention_adds(compute):
+    model = ouro.load("ouro-tiny" if compute != "float32" else FIXTURES / "tiny-gqa-tied", compute=compute)
+    cache = model.run_with_cache([5, 9, 11, 2, 7], "*")[1]
+    n, steps, layers = model.config.n_heads, model.config.n_steps, model.config.n_layers
+    shares = cache.stack_head_results(apply_norm=model).values.reshape(steps, layers, n, *cache["attn_out"].shape[2:])
+    np.testing.assert_allclose(shares.sum(2), cache["attn_out"], rtol=1e-5, atol=1e-5 * np.abs(cache["attn_out"]).max())
+    np.testing.assert_array_equal(cache.stack_head_results(-1, apply_norm=model).values.reshape(shares[-1].shape), shares[-1])
+    parts = cache.decompose_resid(1, heads=model)
+    assert parts.coords["component"].tolist()[: n + 2] == ["start", *(f"0_attn_out.{h}" for h in range(n)), "0_mlp_out"]
+    whole = cache["steps.1.hook_resid_post"]
+    np.testing.assert_allclose(parts.values.sum(0), whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
+    with pytest.raises(ValueError, match="the cache is of a model with"):
+        cache.stack_head_results(apply_norm=load("tiny-one-step", "bfloat16"))

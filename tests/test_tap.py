@@ -10,6 +10,7 @@ from paths import FIXTURES
 from test_one_answer import kernels_here
 
 import ouro
+from ouro import arrays
 from ouro.hooks import POINTS, HookNames
 
 pytestmark = pytest.mark.core
@@ -186,6 +187,50 @@ def test_sizes_are_known_and_refused():
     assert "logits" in repr(plan) and "<table>" in plan._repr_html_() and "<script" not in cache._repr_html_()
     with pytest.raises(ouro.MemoryLimitError, match=r"needs .* \(\d+ bytes\), 1\.0 KiB are allowed: result"):
         model.run_with_cache([1] * 30, EVERYTHING, max_bytes=1024)
+
+
+def test_out_takes_over_the_arrays():
+    model, ids = load("trained", "bfloat16"), reference("trained")["input_ids"]
+    for dtype, batch in (("float32", ids[:2, :9]), ("bfloat16", [ids[0, :11].tolist(), ids[1, :4].tolist()])):
+        fresh = model.run_with_cache(batch, EVERYTHING, dtype=dtype)[1]
+        used = model.run_with_cache(batch, EVERYTHING, dtype=dtype)[1]
+        for _, a in used.blocks:
+            a.view(np.uint8)[...] = 0x5A
+        again = model.run_with_cache(batch, EVERYTHING, dtype=dtype, out=used)[1]
+        for (_, a), (_, b), (_, c) in zip(fresh.blocks, again.blocks, used.blocks, strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert np.shares_memory(b, c) and b.ctypes.data % 64 == 0
+    cache = model.run_with_cache(ids[:1], ["z", "state"])[1]
+    for changed, more in ((["z"], {}), (["z", "state"], {"steps": [1]}), (["z", "state"], {"dtype": "bfloat16"}), (["z", "logits"], {})):
+        with pytest.raises(ValueError, match=r"out holds another capture: .* where this one keeps"):
+            model.run_with_cache(ids[:1], changed, out=cache, **more)
+    with pytest.raises(ValueError, match=r"out holds another capture: z \[4, 4, 1"):
+        model.run_with_cache(ids[:1, :5], ["z", "state"], out=cache)
+    with pytest.raises(ouro.MemoryLimitError):
+        model.run_with_cache(ids[:1], ["z", "state"], out=cache, max_bytes=1024)
+
+
+def test_freed_captures_are_kept_within_a_limit(monkeypatch):
+    model, ids = load("trained", "bfloat16"), list(range(100, 228))
+    ouro.free_memory()
+    cache = model.run_with_cache(ids, ["resid_post"])[1]
+    expected, at = cache.stack("resid_post").copy(), cache.stack("resid_post").ctypes.data
+    part = cache["resid_post", 1, 2]
+    del cache
+    assert arrays.kept_bytes() == 0         # a view of it lives
+    part[...] = 7
+    del part
+    assert 1 << 20 <= arrays.kept_bytes() <= (1 << 20) + 64
+    cache = model.run_with_cache(ids, ["resid_post"])[1]
+    assert cache.stack("resid_post").ctypes.data == at and arrays.kept_bytes() == 0
+    np.testing.assert_array_equal(cache.stack("resid_post"), expected)
+    del cache
+    assert ouro.free_memory() >= 1 << 20 and arrays.kept_bytes() == 0
+    monkeypatch.setattr(arrays, "KEPT_BYTES", 3 << 20)
+    several = [model.run_with_cache(ids, ["resid_post"])[1] for _ in range(4)]
+    del several
+    assert 2 << 20 <= arrays.kept_bytes() <= 3 << 20
+    ouro.free_memory()
 
 
 def test_cache_as_a_mapping():

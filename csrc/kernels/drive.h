@@ -176,5 +176,6 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
                [OURO_INT4] = {[OURO_ACT_S8] = swiglu}}, \
     .swiglu_rows = swiglu_rows, .rmsnorm = rmsnorm, .add_rmsnorm = add_rmsnorm, .dot = dot, .to_bf16 = to_bf16, \
     .to_s8 = to_s8, .rope = rope, .softmax_f32 = softmax_f32, .softmax_bf16 = softmax_bf16, .scale_row = scale_row, \
+    .keep_row = keep_row, .keep_done = keep_done, \
     .scale_scores = scale_scores, .scale_weights = scale_weights, \
     .softmax_stats = softmax_stats, .s8_to_bf16 = s8_to_bf16}

@@ -111,6 +111,11 @@ typedef struct ouro_kernels {
     /* x[n] *= a */
     void (*scale_row)(float *x, float a, int n);
 
+    /* y[n] = x[n], for rows that nobody reads soon: past the caches where y is 64-byte aligned and n a multiple of 16 */
+    void (*keep_row)(const float *x, int n, float *y);
+    /* behind the last keep_row of a thread, before others may read what it wrote */
+    void (*keep_done)(void);
+
     /* one block of 64 with a factor each: s = s * scale; p (bf16) = p * scale rounded as in to_bf16 */
     void (*scale_scores)(float *s, const float *scale);
     void (*scale_weights)(uint16_t *p, const float *scale);

@@ -176,6 +176,17 @@ static void scale_row(float *x, float a, int n)
     for (; i < n; i++) x[i] *= a;
 }
 
+static void keep_row(const float *x, int n, float *y)
+{
+    if ((uintptr_t)y % 64 || n % V_WIDTH) {         /* a line written in two ways is slower than either */
+        memcpy(y, x, (size_t)n * sizeof *x);
+        return;
+    }
+    for (int i = 0; i < n; i += V_WIDTH) v_stream(y + i, v_load(x + i));
+}
+
+static void keep_done(void) { v_stream_end(); }
+
 static void scale_scores(float *s, const float *scale)
 {
     for (int i = 0; i < OURO_BLOCK; i += V_WIDTH) v_store(s + i, v_mul(v_load(s + i), v_load(scale + i)));

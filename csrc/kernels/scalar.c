@@ -236,6 +236,10 @@ static void scale_row(float *x, float a, int n)
     for (int i = 0; i < n; i++) x[i] *= a;
 }
 
+static void keep_row(const float *x, int n, float *y) { memcpy(y, x, (size_t)n * sizeof *x); }
+
+static void keep_done(void) { }
+
 static void scale_scores(float *s, const float *scale)
 {
     for (int i = 0; i < OURO_BLOCK; i++) s[i] *= scale[i];
@@ -288,7 +292,7 @@ const ouro_kernels ouro_kernels_scalar = {
     .rope = rope,
     .softmax_f32 = softmax_f32,
     .softmax_bf16 = softmax_bf16,
-    .scale_row = scale_row,
+    .scale_row = scale_row, .keep_row = keep_row, .keep_done = keep_done,
     .scale_scores = scale_scores,
     .scale_weights = scale_weights,
     .softmax_stats = softmax_stats,

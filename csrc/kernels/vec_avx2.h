@@ -35,6 +35,13 @@ static inline void v_store(float *p, vf x)
     _mm256_storeu_ps(p, x.a);
     _mm256_storeu_ps(p + 8, x.b);
 }
+/* past the caches; p 64-byte aligned. v_stream_end before others may read it */
+static inline void v_stream(float *p, vf x)
+{
+    _mm256_stream_ps(p, x.a);
+    _mm256_stream_ps(p + 8, x.b);
+}
+static inline void v_stream_end(void) { _mm_sfence(); }
 static inline vf v_load_n(const float *p, int n)
 {
     float part[16] = {0};

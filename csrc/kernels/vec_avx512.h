@@ -36,6 +36,9 @@ static inline vf v_zero(void) { return _mm512_setzero_ps(); }
 static inline vf v_set1(float a) { return _mm512_set1_ps(a); }
 static inline vf v_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void v_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+/* past the caches; p 64-byte aligned. v_stream_end before others may read it */
+static inline void v_stream(float *p, vf a) { _mm512_stream_ps(p, a); }
+static inline void v_stream_end(void) { _mm_sfence(); }
 static inline __mmask16 v_first(int n) { return (__mmask16)((1u << n) - 1u); }
 static inline vf v_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(v_first(n), p); }
 static inline void v_store_n(float *p, vf a, int n) { _mm512_mask_storeu_ps(p, v_first(n), a); }

@@ -36,6 +36,8 @@ static inline void v_store(float *p, vf a)
 {
     for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.v[i]);
 }
+static inline void v_stream(float *p, vf a) { v_store(p, a); }
+static inline void v_stream_end(void) { }
 static inline vf v_load_n(const float *p, int n)
 {
     float part[16] = {0};

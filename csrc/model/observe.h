@@ -58,7 +58,8 @@ struct ouro_lane;
 typedef struct ouro_observer {
     /* Points of (step, layer) that visit or meet want, as bits; layer -1: those of a step. */
     uint64_t (*wants)(const struct ouro_observer *o, int step, int layer);
-    /* One lane's row, rows->data being its first element; from any thread. 1 when it was changed. */
+    /* One lane's row, rows->data being its first element; from any thread, which calls the kernels' keep_done before the others
+     * go on. 1 when it was changed. */
     int (*visit)(const struct ouro_observer *o, const struct ouro_lane *lane, ouro_point point, int layer, const ouro_rows *row);
     /* All lanes [n] of the pass that carry this observer or another; NULL: not wanted. changed[i] is set for what was
      * changed. Not 0 ends the pass as a poll would. */

@@ -207,6 +207,7 @@ static void stages_apart(crew *c, const ouro_lane *lanes, int n, const showing *
         if (!y[k].wanted && !y[k].stage->work) continue;
         for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
             for (int i = begin; i < end; i++) stage_lane(ws, lanes, i, &y[k]);
+        ws->model->kernels->keep_done();
         if (!y[k].wanted) continue;
         ouro_pool_barrier(ws->pool, c->thread);
         if (c->thread == 0 && !atomic_load(&ws->cancelled)) meet(ws, lanes, n, y[k].stage->point, y[k].of_layer, &y[k].rows);
@@ -225,6 +226,7 @@ void ouro_stages(crew *c, const ouro_lane *lanes, int n, int layer, const ouro_s
     for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
         for (int i = begin; i < end; i++)
             for (int k = 0; k < n_stages; k++) stage_lane(c->ws, lanes, i, &y[k]);
+    c->ws->model->kernels->keep_done();
 }
 
 bool ouro_see(crew *c, const ouro_lane *lanes, int n, ouro_point point, int layer)

@@ -69,7 +69,8 @@ static void read_row(const ouro_kernels *k, const ouro_tap_spec *s, const place 
 {
     const ouro_tap_array *a = &s->array;
     uint8_t *to = array_row(a, at, head);
-    int most = OURO_BIT(s->point) & OURO_ATTENTION_POINTS ? a->cols : n;
+    bool square = OURO_BIT(s->point) & OURO_ATTENTION_POINTS;
+    int most = square ? a->cols : n;
     if (n > a->cols) n = a->cols;
     if (a->bf16) {
         uint16_t *y = (uint16_t *)(void *)to;
@@ -77,7 +78,8 @@ static void read_row(const ouro_kernels *k, const ouro_tap_spec *s, const place 
         for (int i = n; i < most; i++) y[i] = ouro_f32_to_bf16(ahead(s->point));
     } else {
         float *y = (float *)(void *)to;
-        memcpy(y, x, (size_t)n * sizeof *x);
+        if (square) memcpy(y, x, (size_t)n * sizeof *x);
+        else k->keep_row(x, n, y);
         for (int i = n; i < most; i++) y[i] = ahead(s->point);
     }
 }

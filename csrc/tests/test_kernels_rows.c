@@ -35,6 +35,14 @@ static void compare_norms(const ouro_kernels *k, uint64_t *seed, int n)
     s->scale_row(want, w[0], n);
     k->scale_row(got, w[0], n);
     CHECK_SAME(want, got, (size_t)n, "%s scale_row n %d", k->name, n);
+    _Alignas(64) float kept[MAX_ROW + 1];
+    for (int shift = 0; shift < 2; shift++) {
+        kept[n + shift] = 7.0f;
+        k->keep_row(x, n, kept + shift);
+        k->keep_done();
+        CHECK_SAME(x, kept + shift, (size_t)n, "%s keep_row n %d", k->name, n);
+        CHECK(kept[n + shift] == 7.0f);
+    }
 }
 
 static void compare_rope(const ouro_kernels *k, uint64_t *seed, int dh)
