@@ -52,12 +52,21 @@ void ouro_note_states(ouro_engine *e)
     for (int i = 0; i < e->n_lanes; i++) rows[i].state = checksum(e->lanes[i].h, e->ws->model->config.d_model);
 }
 
+/* Whether nobody looks at the states that a chunk has behind its next step: its last, which only keys and values outlive,
+ * unless it is observed or the states go into a log. */
+static bool leaves_keys_only(const ouro_engine *e, const ouro_request *r)
+{
+    return r->chunk.step == r->depth - 1 && !r->params.observer && !e->options.record;
+}
+
 static int gather_chunk(ouro_engine *e, ouro_request *r)
 {
     int d = e->ws->model->config.d_model, status = OURO_OK;
     const ouro_chunk *c = &r->chunk;
+    bool keys_only = leaves_keys_only(e, r);
     for (int i = 0; status == OURO_OK && i < c->n; i++) {
         status = add_lane(e, r, NULL, i, c->pos + i, c->step, c->h + (size_t)i * (size_t)d);
+        if (status == OURO_OK) e->lanes[e->n_lanes - 1].keys_only = keys_only;
         if (status == OURO_OK)
             status = ouro_note(e, OURO_LINE_PROMPT, r->id, c->pos + i, c->step, r->seq.tokens[c->pos + i]);
     }
@@ -66,7 +75,7 @@ static int gather_chunk(ouro_engine *e, ouro_request *r)
 
 static int gather_request(ouro_engine *e, ouro_request *r)
 {
-    int before = e->n_lanes, status = gather_chunk(e, r);
+    int status = leaves_keys_only(e, r) ? OURO_OK : gather_chunk(e, r);
     for (ouro_node *n = r->nodes; status == OURO_OK && n; n = n->next) {
         if (n->step >= r->depth) continue;
         remember_states(n, e->ws->model->config.d_model);
@@ -74,7 +83,7 @@ static int gather_request(ouro_engine *e, ouro_request *r)
         ouro_line_kind kind = n->speculative ? OURO_LINE_GUESS : n == r->lead ? OURO_LINE_LEAD : OURO_LINE_LATE;
         if (status == OURO_OK) status = ouro_note(e, kind, r->id, n->pos, n->step, n->token);
     }
-    r->stats.passes += e->n_lanes > before;
+    r->stats.passes += ouro_request_lanes(r) > 0;
     return status;
 }
 
@@ -153,5 +162,7 @@ int ouro_gather(ouro_engine *e)
     begin_chunks(e);
     for (ouro_request *r = e->requests; status == OURO_OK && r; r = r->next)
         if (r->running) status = gather_request(e, r);
+    for (ouro_request *r = e->requests; status == OURO_OK && r; r = r->next)     /* these stand behind all others */
+        if (r->running && leaves_keys_only(e, r)) status = gather_chunk(e, r);
     return status;
 }

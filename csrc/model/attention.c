@@ -76,7 +76,7 @@ int ouro_attention_spans(const ouro_lane *lanes, int n, int heads_per_kv, ouro_s
         const ouro_span *last = count ? &spans[count - 1] : NULL;
         int joins = last && i - last->begin < most && !lanes[i].side && !lanes[i - 1].side
                     && lanes[i].pages == lanes[i - 1].pages && lanes[i].pos == lanes[i - 1].pos + 1
-                    && lanes[i].first_layer == lanes[i - 1].first_layer;
+                    && lanes[i].first_layer == lanes[i - 1].first_layer && lanes[i].keys_only == lanes[i - 1].keys_only;
         if (joins) spans[count - 1].end = i + 1;
         else spans[count++] = (ouro_span){i, i + 1};
     }

@@ -107,8 +107,8 @@ void ouro_block_store(ouro_workspace *ws, const ouro_lane *lanes, int n, int slo
     }
 }
 
-/* One unit is a query head, or a key head with its value head. */
-static void phase_qkv(crew *c, const ouro_lane *lanes, int n, ouro_place at)
+/* One unit is a query head, or a key head with its value head. Lanes from n_states on need no queries. */
+static void phase_qkv(crew *c, const ouro_lane *lanes, int n, int n_states, ouro_place at)
 {
     ouro_workspace *ws = c->ws;
     const ouro_config *g = &ws->model->config;
@@ -116,9 +116,10 @@ static void phase_qkv(crew *c, const ouro_lane *lanes, int n, ouro_place at)
     int begin, end, tiles = ouro_head_tiles(g);
     size_t stride = ouro_qkv_stride(g);
     for (ouro_work *w = crew_phase(c, g->n_heads + g->n_kv_heads); crew_take(c, w, 1, &begin, &end);) {
-        ouro_product(ws, c->thread, qkv, begin * tiles, (begin + 1) * tiles, &ws->x_model, n, ws->qkv, stride);
-        for (int i = 0; i < n; i++) ouro_block_rope(ws, i, begin);
-        if (begin < g->n_heads) continue;
+        int is_query = begin < g->n_heads, rows = is_query ? n_states : n;
+        ouro_product(ws, c->thread, qkv, begin * tiles, (begin + 1) * tiles, &ws->x_model, rows, ws->qkv, stride);
+        for (int i = 0; i < rows; i++) ouro_block_rope(ws, i, begin);
+        if (is_query) continue;
         int value = begin + g->n_kv_heads;
         ouro_product(ws, c->thread, qkv, value * tiles, (value + 1) * tiles, &ws->x_model, n, ws->qkv, stride);
         ouro_block_store(ws, lanes, n, at.slot, begin - g->n_heads);
@@ -173,7 +174,7 @@ static void phase_swiglu(crew *c, const ouro_layer *y, int n)
         ouro_product_swiglu(ws, c->thread, &y->gate_up, begin, end, n);
 }
 
-void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_spans, ouro_place at)
+void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_states, int n_spans, ouro_place at)
 {
     ouro_workspace *ws = c->ws;
     const ouro_config *g = &ws->model->config;
@@ -183,7 +184,8 @@ void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_spans, ouro_place 
     if ((want & OURO_SEES_ENTER) || (before & OURO_SEES_CLOSE)) ouro_seen_enter(c, lanes, n, at);
     else phase_enter(c, lanes, n, at);
     if (want & OURO_SEES_QKV) ouro_seen_qkv(c, lanes, n, at);
-    else phase_qkv(c, lanes, n, at);
+    else phase_qkv(c, lanes, n, n_states, at);
+    if ((n = n_states) == 0) return;
     if (want & OURO_ATTENTION_POINTS) ouro_seen_attend(c, lanes, n, n_spans, at);
     else phase_attend(c, lanes, n_spans, at.slot);
     if (want & OURO_BIT(OURO_P_Z)) ouro_seen_z(c, lanes, n, at.layer);

@@ -10,8 +10,9 @@ typedef struct ouro_place { int layer, slot, before; } ouro_place;
 /* cos and sin of every lane's position, into ws->rope */
 void ouro_block_angles(crew *c, const ouro_lane *lanes, int n);
 
-/* h += what the layer before left in ws->y (for lanes that ran it), then the whole of the layer but its last addition */
-void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_spans, ouro_place at);
+/* h += what the layer before left in ws->y (for lanes that ran it), then keys and values of all n lanes, and of the first
+ * n_states, which are n_spans spans, the whole of the layer but its last addition */
+void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_states, int n_spans, ouro_place at);
 
 /* h += what layer `layer` left in ws->y, for one lane */
 void ouro_block_close(ouro_workspace *ws, const ouro_lane *lane, int i, int layer);

@@ -35,6 +35,7 @@ typedef struct ouro_lane {
     int first_layer;                 /* place in the sweep where the lane joins with h as that layer's input; else 0 */
     const ouro_observer *observer;   /* NULL: nobody looks */
     int row;                         /* for the observer: which sequence of its batch */
+    bool keys_only;                  /* nobody wants the state: the last layer leaves keys and values, h and gate are undefined */
 } ouro_lane;
 
 /* the row of lane i out of the rows of lanes [n] */
@@ -57,8 +58,8 @@ typedef struct ouro_sweep {
     bool opens, closes;              /* it begins a step; it ends one: shared norm and gate */
 } ouro_sweep;
 
-/* One pass over lanes [n], sorted by first_layer. Lanes that share `pages` and have no side should stand next to each other, by ascending
- * position: they are attended together. `poll` (may be NULL) is asked by the calling thread once a layer; not 0 ends
+/* One pass over lanes [n], sorted by first_layer, those of keys_only (which no observer may watch) behind all others. Lanes that
+ * share `pages` and have no side should stand next to each other, by ascending position: they are attended together. `poll` (may be NULL) is asked by the calling thread once a layer; not 0 ends
  * the pass with OURO_ERR_CANCELLED, leaving the states undefined and the cache valid below the lanes' positions. */
 typedef int (*ouro_poll_fn)(void *arg);
 int ouro_pass(struct ouro_workspace *ws, ouro_lane *lanes, int n, ouro_poll_fn poll, void *poll_arg);

@@ -23,6 +23,7 @@ typedef struct pass_run {
     const ouro_sweep *sweep;
     ouro_lane *lanes;
     int n, n_spans;
+    int n_states;                    /* lanes whose state is wanted: the first of them */
     ouro_poll_fn poll;
     void *poll_arg;
 } pass_run;
@@ -52,7 +53,7 @@ static void pass_thread(void *arg, int thread, int n_threads)
     pass_run *run = arg;
     ouro_workspace *ws = run->ws;
     const ouro_sweep *sweep = run->sweep;
-    int n = 0, n_spans = 0, last = -1;
+    int n = 0, last = -1;
     crew c = {ws, thread, n_threads, 0};
     ouro_block_angles(&c, run->lanes, run->n);
     if (ws->want) ouro_seen_open(&c, sweep, run->lanes, run->n);
@@ -61,14 +62,15 @@ static void pass_thread(void *arg, int thread, int n_threads)
         ouro_pool_barrier(ws->pool, thread);
         if (atomic_load(&ws->cancelled)) return;
         while (n < run->n && run->lanes[n].first_layer <= k) n++;
-        while (n_spans < run->n_spans && ws->spans[n_spans].end <= n) n_spans++;
         if (n == 0) continue;
-        ouro_block(&c, run->lanes, n, n_spans, (ouro_place){sweep->layers[k], k, last});
+        int states = k == sweep->n_layers - 1 && run->n_states < n ? run->n_states : n, spans = 0;
+        while (spans < run->n_spans && ws->spans[spans].end <= states) spans++;
+        ouro_block(&c, run->lanes, n, states, spans, (ouro_place){sweep->layers[k], k, last});
         last = sweep->layers[k];
     }
     uint64_t want = ouro_wanted(ws, ws->model->config.n_layers) | (last >= 0 ? ouro_wanted(ws, last) & OURO_SEES_CLOSE : 0);
-    if (want) ouro_seen_boundary(&c, sweep, run->lanes, run->n, last);
-    else boundary(&c, sweep, run->lanes, run->n, last);
+    if (want) ouro_seen_boundary(&c, sweep, run->lanes, run->n_states, last);
+    else boundary(&c, sweep, run->lanes, run->n_states, last);
 }
 
 static int check_lanes(const ouro_sweep *sweep, const ouro_config *g, const ouro_lane *lanes, int n)
@@ -82,6 +84,9 @@ static int check_lanes(const ouro_sweep *sweep, const ouro_config *g, const ouro
         if (lanes[i].first_layer < (i ? lanes[i - 1].first_layer : 0) || (lanes[i].first_layer && lanes[i].first_layer >= sweep->n_layers))
             return ouro_fail(OURO_ERR_ARGUMENT, "lane %d joins at layer %d: expected ascending places below %d", i,
                              lanes[i].first_layer, sweep->n_layers);
+    for (int i = 0; i < n; i++)
+        if (lanes[i].keys_only ? lanes[i].observer != NULL : i && lanes[i - 1].keys_only)
+            return ouro_fail(OURO_ERR_ARGUMENT, "lane %d: lanes that leave keys and values only stand last and are not observed", i);
     return OURO_OK;
 }
 
@@ -97,7 +102,9 @@ int ouro_pass_sweep(ouro_workspace *ws, const ouro_sweep *sweep, ouro_lane *lane
     if (status == OURO_OK) status = ouro_workspace_reserve(ws, n);
     if (status == OURO_OK) status = ouro_seen_begin(ws, lanes, n);
     if (status != OURO_OK) return status;
-    pass_run run = {ws, sweep, lanes, n, ouro_attention_spans(lanes, n, g->n_heads / g->n_kv_heads, ws->spans), poll, poll_arg};
+    int n_spans = ouro_attention_spans(lanes, n, g->n_heads / g->n_kv_heads, ws->spans), n_states = n;
+    while (n_states > 0 && lanes[n_states - 1].keys_only) n_states--;
+    pass_run run = {ws, sweep, lanes, n, n_spans, n_states, poll, poll_arg};
     atomic_store(&ws->cancelled, 0);
     status = ouro_pool_run(ws->pool, pass_thread, &run);
     ws->want = NULL;
