@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,25 +95,51 @@ def probe_data(cache: Any, point: str = "resid_post", *, pos: int | None = None)
     return np.moveaxis(a[:, :, prompts, places], 2, 0), prompts.astype(np.int64), tokens
 
 
+class _Fold(NamedTuple):
+    """Samples of one split; `inner` are splits of `train`, by which a setting of the path is chosen."""
+
+    train: NDArray[np.intp]
+    test: NDArray[np.intp]
+    inner: list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+
+
+class _Cell(NamedTuple):
+    """One place of the grid."""
+
+    fitted: Any
+    """On all samples."""
+    scores: NDArray[np.float64]
+    controls: NDArray[np.float64]
+    path_scores: NDArray[np.float64]
+    """[fold, setting], from the inner splits."""
+    chosen: NDArray[np.int64]
+    """Setting by fold."""
+
+
+def _scored(estimator: Any, x: NDArray[Any], y: NDArray[Any], train: NDArray[Any], test: NDArray[Any], scoring: Any) -> float:
+    fitted = clone(estimator).fit(x[train], y[train])
+    return float(check_scoring(fitted, scoring)(fitted, x[test], y[test]))
+
+
+def _best(path_scores: NDArray[np.float64]) -> int:
+    return int(np.nan_to_num(path_scores, nan=-np.inf).argmax())
+
+
 def _cell(
-    estimator: Any, x: NDArray[Any], y: NDArray[Any], folds: Sequence[Any], settings: Sequence[Mapping[str, Any]], scoring: Any,
+    estimator: Any, x: NDArray[Any], y: NDArray[Any], folds: Sequence[_Fold], settings: Sequence[Mapping[str, Any]], scoring: Any,
     control: NDArray[Any] | None,
-) -> tuple[Any, NDArray[np.float64], NDArray[np.float64], int]:  # fmt: skip
-    """One place of the grid: the estimator fitted on everything, scores [setting, fold], control scores [fold], best setting."""
-    scores = np.full((len(settings), max(len(folds), 1)), np.nan)
-    for i, setting in enumerate(settings):
-        for j, (train, test) in enumerate(folds):
-            fitted = clone(estimator).set_params(**setting).fit(x[train], y[train])
-            scores[i, j] = check_scoring(fitted, scoring)(fitted, x[test], y[test])
-    best = int(np.nan_to_num(scores.mean(1), nan=-np.inf).argmax())
-    chosen = clone(estimator).set_params(**settings[best])
-    controls = np.full(max(len(folds), 1), np.nan)
-    if control is not None:
-        for j, (train, test) in enumerate(folds):
-            if len(np.unique(control[train])) > 1:
-                fitted = clone(chosen).fit(x[train], control[train])
-                controls[j] = check_scoring(fitted, scoring)(fitted, x[test], control[test])
-    return clone(chosen).fit(x, y), scores, controls, best
+) -> _Cell:  # fmt: skip
+    n = max(len(folds), 1)
+    each = [clone(estimator).set_params(**setting) for setting in settings]
+    scores, controls, path_scores, chosen = np.full(n, np.nan), np.full(n, np.nan), np.full((n, len(each)), np.nan), np.zeros(n, np.int64)
+    for j, (train, test, inner) in enumerate(folds):
+        if inner:
+            path_scores[j] = [np.mean([_scored(e, x, y, *split, scoring) for split in inner]) for e in each]
+            chosen[j] = _best(path_scores[j])
+        scores[j] = _scored(each[chosen[j]], x, y, train, test, scoring)
+        if control is not None and len(np.unique(control[train])) > 1:
+            controls[j] = _scored(each[chosen[j]], x, control, train, test, scoring)
+    return _Cell(clone(each[_best(path_scores.mean(0))]).fit(x, y), scores, controls, path_scores, chosen)
 
 
 def _row(patience: int | None, cells: Sequence[Any], *arguments: Any) -> list[Any]:
@@ -126,7 +152,7 @@ def _row(patience: int | None, cells: Sequence[Any], *arguments: Any) -> list[An
             continue
         found = _cell(arguments[0], x, *arguments[1:])
         out.append(found)
-        score = float(found[1][found[3]].mean())
+        score = float(found.scores.mean())
         best, since = (score, 0) if score > best else (best, since + 1)
     return out
 
@@ -143,8 +169,10 @@ class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     scoring
         As in scikit-learn; the estimator's own `score` unless given.
     path : dict of str to list, optional
-        Regularisation path: one parameter and its values, e.g. `{"logisticregression__C": [0.01, 0.1, 1]}`. The value with the
-        best mean score is kept at each place. That score is picked among several on the same folds and so a little high.
+        Regularisation path: one parameter and its values, e.g. `{"logisticregression__C": [0.01, 0.1, 1]}`. At each place and fold
+        the value is chosen by cross-validation inside the fold's training part (groups kept together there too), so that
+        `scores_` are of samples which neither the probe nor the choice has seen. The first value where a training part
+        can not be split.
     control : bool
         Also score the control task (Hewitt and Liang), and the selectivity `score - control`.
     patience : int, optional
@@ -161,7 +189,9 @@ class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     scores_ : LabelledArray [step, layer, fold]
         `scores_.mean("fold")` is the picture's matrix.
     path_scores_ : LabelledArray [step, layer, setting]
-        Mean score by setting of the path.
+        Mean score by setting of the path, on the inner splits; its best setting is that of `estimators_`. NaN without a path.
+    path_choice_ : LabelledArray [step, layer, fold]
+        Which setting of the path each fold chose, 0-based.
     control_scores_ : LabelledArray [step, layer, fold]; NaN without control
     selectivity_ : LabelledArray [step, layer]
     estimators_ : list of list
@@ -257,6 +287,11 @@ class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         folds = [(train, test) for train, test in split.split(y, y, groups) if len(test)]
         return [f for f in folds if not classes or len(np.unique(y[f[0]])) > 1]
 
+    def _nested(self, y: NDArray[Any], groups: Any, train: NDArray[np.intp], test: NDArray[np.intp], *, deep: bool) -> _Fold:
+        """A split with the splits of its training part, where they are wanted."""
+        inner = self._folds(y[train], None if groups is None else np.asarray(groups)[train]) if deep else []
+        return _Fold(train, test, [(train[a], train[b]) for a, b in inner])
+
     def _settings(self) -> tuple[str, list[Any]]:
         if self.path is None:
             return "", [None]
@@ -292,7 +327,7 @@ class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         estimator = clone(self.estimator) if self.estimator is not None else _default_estimator()
         name, values = self._settings()
         settings = [{name: v} if name else {} for v in values]
-        folds = self._folds(y, groups)
+        folds = [self._nested(y, groups, *split, deep=len(settings) > 1) for split in self._folds(y, groups)]
         control = control_labels(y, types, seed=self.random_state) if self.control else None
         rest = (y, folds, settings, self.scoring, control)
         every = [[grid[:, t, layer] for layer in range(self.n_layers_)] for t in range(self.n_steps_)]
@@ -308,21 +343,21 @@ class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _collect(self, cells: list[Any], name: str, values: list[Any], n_folds: int) -> None:
         shape = (self.n_steps_, self.n_layers_)
-        scores, controls = (np.full((*shape, max(n_folds, 1)), np.nan) for _ in range(2))
+        scores, controls, choice = (np.full((*shape, max(n_folds, 1)), np.nan) for _ in range(3))
         by_setting = np.full((*shape, len(values)), np.nan)
         self.estimators_: list[list[Any]] = [[None] * shape[1] for _ in range(shape[0])]
         for i, cell in enumerate(cells):
             if cell is None:
                 continue
             at = divmod(i, shape[1])
-            fitted, found, control, best = cell
-            self.estimators_[at[0]][at[1]] = fitted
-            scores[at], controls[at], by_setting[at] = found[best], control, found.mean(1)
+            self.estimators_[at[0]][at[1]] = cell.fitted
+            scores[at], controls[at], by_setting[at], choice[at] = cell.scores, cell.controls, cell.path_scores.mean(0), cell.chosen
         grid, plotter = ("step", "layer"), "plot_layers_by_step"
         self.scores_ = LabelledArray(scores, (*grid, "fold"), name="score", plotter=plotter)
         self.control_scores_ = LabelledArray(controls, (*grid, "fold"), name="control score", plotter=plotter)
         means = self.scores_.mean("fold").values - self.control_scores_.mean("fold").values
         self.selectivity_ = LabelledArray(means, grid, name="selectivity", attrs={"formula": "score - control score"}, plotter=plotter)
+        self.path_choice_ = LabelledArray(choice, (*grid, "fold"), name="setting", attrs={"setting": name})
         coords = {"setting": np.array(values)} if name else {}
         self.path_scores_ = LabelledArray(by_setting, (*grid, "setting"), coords, name="score", attrs={"setting": name})
 

@@ -7,6 +7,7 @@ from conftest import load
 pytest.importorskip("sklearn")
 
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -87,14 +88,30 @@ def test_control_task_is_a_function_of_the_type():
 
 
 def test_regularisation_path(planted):
+    """A fold's setting is chosen inside its training part: as GridSearchCV does it on the same splits."""
     x, y, groups = planted
-    probe = StepLayerProbe(cv=3, path={"logisticregression__C": [1e-6, 0.1]}).fit(x, y, groups=groups)
+    values = [1e-6, 0.1]
+    probe = StepLayerProbe(cv=3, path={"logisticregression__C": values}).fit(x, y, groups=groups)
     assert probe.path_scores_.dims == ("step", "layer", "setting") and probe.path_scores_.attrs["setting"] == "logisticregression__C"
     best = probe.path_scores_.values[1, 2].argmax()
-    assert probe.estimators_[1][2].get_params()["logisticregression__C"] == [1e-6, 0.1][best]
-    assert np.allclose(probe.scores_.mean("fold"), probe.path_scores_.values.max(-1))
+    assert probe.estimators_[1][2].get_params()["logisticregression__C"] == values[best]
+    cell = x[:, 1, 2]
+    for fold, (train, test) in enumerate(probe._folds(y, groups)):
+        inner = probe._folds(y[train], groups[train])
+        search = GridSearchCV(probe.estimators_[0][0], {"logisticregression__C": values}, cv=inner).fit(cell[train], y[train])
+        assert probe.path_choice_.values[1, 2, fold] == search.best_index_
+        assert probe.scores_.values[1, 2, fold] == search.score(cell[test], y[test])
+        assert all(not set(groups[train][a]) & set(groups[train][b]) for a, b in inner)
     with pytest.raises(ValueError, match="one parameter"):
         StepLayerProbe(path={}).fit(x, y)
+
+
+def test_path_does_not_flatter_noise():
+    """Many settings on labels that nothing can tell: the best of them looks good on the splits it was chosen by, not in `scores_`."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 1, 12, 10)), np.arange(60) % 2
+    probe = StepLayerProbe(cv=3, path={"logisticregression__C": list(np.logspace(-4, 1, 5))}).fit(x, y)
+    assert probe.path_scores_.values.max(-1).mean() > probe.scores_.mean().values + 0.01
 
 
 def test_patience_ends_a_step(planted):
