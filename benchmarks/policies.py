@@ -1,7 +1,7 @@
 """Cache policies against full: drift on the packaged model, memory and speed behind a long context.
 
     python benchmarks/policies.py drift
-    python benchmarks/policies.py cost [--size small] [--context 8192] [--new 24] [--rounds 3]
+    python benchmarks/policies.py cost [--size small] [--context 8192] [--new 24] [--rounds 3] [--policies last_step ...]
 
 drift: each prompt is continued greedily under kv_policy "full"; the other policies then follow the same tokens (`follow=`), so that
 readouts are compared behind the same text. KL(full || policy) is over the 64 most likely tokens that both report and one bucket for
@@ -71,15 +71,15 @@ def drift(new: int, compute: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def cost(size: str, context: int, new: int, rounds: int, compute: Any) -> list[dict[str, Any]]:
+def cost(size: str, context: int, new: int, rounds: int, compute: Any, policies: list[str]) -> list[dict[str, Any]]:
     """One row per policy: bytes held behind the prompt, growth of the process, tokens per second of plain decoding."""
     model = ouro.load(make(CACHE / f"{size}-0.02", size, 0.02), compute=compute)
     prompt = np.random.default_rng(1).integers(3, model.config.d_vocab, context).tolist()
     model.generate(prompt[:300], max_new_tokens=2)
-    speed: dict[str, list[float]] = {p: [] for p in KV_POLICIES}
+    speed: dict[str, list[float]] = {p: [] for p in policies}
     held: dict[str, tuple[int, int]] = {}
     for _ in range(rounds):
-        for policy in KV_POLICIES:
+        for policy in policies:
             before = _core.resident_memory()
             with ouro.Engine(model, prefix_cache_bytes=0, background=False) as engine:
                 handle = engine.submit(prompt, max_new_tokens=new, eos_token_id=[], kv_policy=policy, speculate=False)
@@ -101,6 +101,7 @@ def main() -> None:
     p.add_argument("--size", default="small")
     p.add_argument("--context", type=int, default=8192)
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--policies", nargs="+", choices=KV_POLICIES, default=KV_POLICIES, help="cost: some of them, beside full")
     a = p.parse_args()
     if a.what == "drift":
         rows = drift(a.new, a.compute)
@@ -110,7 +111,7 @@ def main() -> None:
             print(f"| {r['exit']} | {r['policy']} | {r['kl']:.4f} | {r['kl_99']:.3f} | {r['top1']:.3f} | {r['loss']:+.4f} | "
                   f"{r['free_run']:.0f} of {a.new} | {r['same_exit']:.3f} |")  # fmt: skip
     else:
-        rows = cost(a.size, a.context, a.new, a.rounds, a.compute)
+        rows = cost(a.size, a.context, a.new, a.rounds, a.compute, ["full", *(p for p in a.policies if p != "full")])
         print("| policy | cache, MiB | resident, MiB | tokens/s | of full |\n|---|---|---|---|---|")
         for r in rows:
             print(f"| {r['policy']} | {r['cache_mib']:.0f} | {r['resident_mib']:.0f} | {r['tokens_per_s']:.1f} | {r['of_full']:.2f} |")

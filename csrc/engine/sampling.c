@@ -142,40 +142,70 @@ static void sift(const float *x, int32_t *h, int n, int at)
     }
 }
 
-/* Pops tokens from best to worst until `keep` are taken or their probability reaches top_p; the rest become -inf. */
+/* A heap of h [n], best first. */
+static void make_heap(const float *x, int32_t *h, int n)
+{
+    for (int i = n / 2 - 1; i >= 0; i--) sift(x, h, n, i);
+}
+
+/* The best of a heap of n goes to its end; the heap is one shorter. */
+static int32_t pop_best(const float *x, int32_t *h, int n)
+{
+    int32_t best = h[0];
+    h[0] = h[n - 1];
+    sift(x, h, n - 1, 0);
+    return h[n - 1] = best;
+}
+
+static double weight_of(const ouro_sampler *p, int32_t token, int32_t top) { return exp((double)p->x[token] - (double)p->x[top]); }
+
+/* The `keep` best, and of them the best whose share reaches top_p; the rest become -inf. */
 static void keep_best(ouro_sampler *p, int keep, float top_p)
 {
-    int n = 0, taken = 0;
+    int n = 0;
     int32_t top = argmax(p->x, p->d_vocab);
-    double total = 0.0, reached = 0.0;
     for (int32_t i = 0; i < p->d_vocab; i++)
         if (p->x[i] > -INFINITY) p->order[n++] = i;
-    if (n == 0) return;
-    /* top_p is a share of what top_k keeps, so the k best are selected first and summed */
-    for (int i = n / 2 - 1; i >= 0; i--) sift(p->x, p->order, n, i);
-    int limit = keep > 0 && keep < n ? keep : n;
-    if (top_p < 1.0f && limit == n)
-        for (int i = 0; i < n; i++) total += exp((double)p->x[p->order[i]] - (double)p->x[top]);
-    int left = n;
-    while (taken < limit) {
-        int32_t best = p->order[0];
-        p->order[0] = p->order[--left];
-        sift(p->x, p->order, left, 0);
-        p->order[left] = best;                   /* the best stand at the end, best last */
-        taken++;
-        if (top_p < 1.0f && limit == n) {
-            reached += exp((double)p->x[best] - (double)p->x[top]);
-            if (reached >= (double)top_p * total) break;
-        }
-    }
-    if (top_p < 1.0f && limit < n) {
-        for (int i = 0; i < taken; i++) total += exp((double)p->x[p->order[n - 1 - i]] - (double)p->x[top]);
+    if (keep > n) keep = n;
+    make_heap(p->x, p->order, n);
+    for (int i = 0; i < keep; i++) pop_best(p->x, p->order, n - i);      /* the best stand at the end, best last */
+    if (top_p < 1.0f) {
+        double total = 0.0, reached = 0.0;
         int kept = 0;
-        while (kept < taken && reached < (double)top_p * total)
-            reached += exp((double)p->x[p->order[n - 1 - kept++]] - (double)p->x[top]);
-        left = n - kept;
+        for (int i = 0; i < keep; i++) total += weight_of(p, p->order[n - 1 - i], top);
+        while (kept < keep && reached < (double)top_p * total) reached += weight_of(p, p->order[n - 1 - kept++], top);
+        keep = kept;
     }
-    for (int i = 0; i < left; i++) p->x[p->order[i]] = -INFINITY;
+    for (int i = 0; i < n - keep; i++) p->x[p->order[i]] = -INFINITY;
+}
+
+#define SLICES 1024                  /* of the distance to the best logit, 1/16 nat each; the last holds all that is further */
+
+static int slice_of(const ouro_sampler *p, int32_t token, int32_t top)
+{
+    double gap = 16.0 * ((double)p->x[top] - (double)p->x[token]);
+    return gap < SLICES - 1 ? (int)gap : SLICES - 1;
+}
+
+/* The best whose share of all reaches top_p; the rest become -inf. Only the slice in which that happens is put in order. */
+static void keep_share(ouro_sampler *p, float top_p)
+{
+    double weight[SLICES] = {0}, total = 0.0, reached = 0.0;
+    int32_t top = argmax(p->x, p->d_vocab);
+    int cut = 0, n = 0;
+    for (int32_t i = 0; i < p->d_vocab; i++)
+        if (p->x[i] > -INFINITY) weight[slice_of(p, i, top)] += weight_of(p, i, top);
+    for (int s = 0; s < SLICES; s++) total += weight[s];
+    while (cut < SLICES - 1 && reached + weight[cut] < (double)top_p * total) reached += weight[cut++];
+    for (int32_t i = 0; i < p->d_vocab; i++) {
+        if (!(p->x[i] > -INFINITY)) continue;
+        int s = slice_of(p, i, top);
+        if (s == cut) p->order[n++] = i;
+        else if (s > cut) p->x[i] = -INFINITY;
+    }
+    make_heap(p->x, p->order, n);
+    while (n > 0 && reached < (double)top_p * total) reached += weight_of(p, pop_best(p->x, p->order, n), top), n--;
+    for (int i = 0; i < n; i++) p->x[p->order[i]] = -INFINITY;
 }
 
 /* p->x = filtered logits / temperature */
@@ -185,7 +215,8 @@ static void filter(ouro_sampler *p, const ouro_sampling *s, const float *logits,
     penalize(p, s->repetition_penalty, history, n);
     if (s->temperature == 0.0f) return;
     for (int i = 0; i < p->d_vocab; i++) p->x[i] = p->x[i] / s->temperature;
-    if ((s->top_k > 0 && s->top_k < p->d_vocab) || s->top_p < 1.0f) keep_best(p, s->top_k, s->top_p);
+    if (s->top_k > 0 && s->top_k < p->d_vocab) keep_best(p, s->top_k, s->top_p);
+    else if (s->top_p < 1.0f) keep_share(p, s->top_p);
     if (s->min_p > 0.0f) {
         float least = p->x[argmax(p->x, p->d_vocab)] + (float)log((double)s->min_p);
         for (int i = 0; i < p->d_vocab; i++)
