@@ -44,6 +44,8 @@ class GenerationStats:
         requests (`prefix_tokens`) is not counted.
     guesses, kept, dropped
         Positions started on a guess, confirmed, and thrown away.
+    lookups, lookups_kept
+        Of the guesses and of the kept ones, those continued from the sequence's own repeats before any readout.
     p1, p2
         How often the step-0 readout had the final token, and step 1 when step 0 had not; NaN when nothing was guessed.
     """
@@ -59,6 +61,8 @@ class GenerationStats:
     guesses: int = 0
     kept: int = 0
     dropped: int = 0
+    lookups: int = 0
+    lookups_kept: int = 0
     p1: float = math.nan
     p2: float = math.nan
 
@@ -327,6 +331,7 @@ def _stats(s: dict[str, Any]) -> GenerationStats:
         tokens=s["tokens"],
         prefill_seconds=s["prefill_seconds"], decode_seconds=s["decode_seconds"], cache_bytes=s["cache_bytes"],
         guesses=s["guesses"], kept=s["kept"], dropped=s["dropped"],
+        lookups=s["lookups"], lookups_kept=s["lookups_kept"],
         p1=s["first_right"] / s["first_tried"] if s["first_tried"] else math.nan,
         p2=s["second_right"] / s["second_tried"] if s["second_tried"] else math.nan,
     )  # fmt: skip

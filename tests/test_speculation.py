@@ -32,6 +32,7 @@ def test_random_settings(draw):
     model = load(name, compute, threads=dice.choice([1, 2]), **({"kv_dtype": kv} if kv else {}))
     rows = reference(name)["input_ids"]
     prompts = [dice.choice(rows)[: dice.choice([1, 6, 30])].tolist() for _ in range(dice.choice([1, 3]))]
+    prompts[0] *= dice.choice([1, 4])  # repeats
     settings = {"max_new_tokens": dice.choice([1, 14, 40]), "n_steps": dice.choice([1, 2, 4, 8]), "seed": draw,
                 "logprobs": dice.choice([0, 3]), "kv_policy": dice.choice(["full", "full", "first_step", "last_exited"])}  # fmt: skip
     settings |= dice.choice(RULES) | dice.choice(SAMPLING) | ({"stop": ["th", "."]} if name == "trained" and dice.random() < 0.3 else {})
@@ -56,3 +57,13 @@ def test_speculation_starts_during_prefill(tiny):
     """The first new token does not wait four passes for a guess: successors ride with the prompt."""
     s = tiny.generate("One day Ann took", max_new_tokens=3, eos_token_id=[], speculate=True).stats
     assert s.guesses >= 1 and s.kept == 2 and s.passes < 12
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.3, "seed": 3}, {"exit_threshold": 0.6}, {"kv_policy": "first_step"}])
+def test_repeats_are_guessed_ahead(tiny, settings):
+    """In a text that repeats itself tokens are guessed before any readout: less than one pass for each."""
+    settings = {"max_new_tokens": 80, "eos_token_id": [], **settings}
+    prompt = "Count: 2 7 7 2 7 7 2 7 7 2 7 7 2 7 7 2 7 7 2 7 7 2 7 7 2 7 7"
+    plain, ahead = (tiny.generate(prompt, speculate=speculate, **settings) for speculate in (False, True))
+    assert outcome(ahead) == outcome(plain)
+    assert 20 < ahead.stats.lookups_kept <= ahead.stats.lookups and ahead.stats.passes < 80

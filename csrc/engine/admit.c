@@ -25,6 +25,7 @@ static void add_stats(ouro_stats *to, const ouro_stats *s)
 {
     to->tokens += s->tokens, to->prompt_tokens += s->prompt_tokens, to->prefix_tokens += s->prefix_tokens;
     to->guesses += s->guesses, to->kept += s->kept, to->dropped += s->dropped;
+    to->lookups += s->lookups, to->lookups_kept += s->lookups_kept;
     to->first_tried += s->first_tried, to->first_right += s->first_right;
     to->second_tried += s->second_tried, to->second_right += s->second_right;
     to->prefill_seconds += s->prefill_seconds, to->decode_seconds += s->decode_seconds;

@@ -146,6 +146,7 @@ static bool settle_lead(ouro_engine *e, ouro_request *r)
     r->produced++;
     r->stats.tokens++;
     ouro_count_guesses(&r->stats, old, v->token);
+    ouro_count_lookup(r, v->token);
     int status = ouro_sequence_append(&r->seq, v->token);
     v->finish = stops(r, v->token) ? OURO_FINISH_STOP : r->produced == r->params.max_new_tokens ? OURO_FINISH_LENGTH
                                                                                                 : OURO_RUNNING;
@@ -160,6 +161,7 @@ static bool settle_lead(ouro_engine *e, ouro_request *r)
     if (next) {
         ouro_node_commit(r, next);
         r->stats.kept++;
+        r->stats.lookups_kept += next->looked_up;
     }
     ouro_request_prune(r, next);
     if (!next && status == OURO_OK)

@@ -18,7 +18,7 @@
  * steps ride along in later passes, so every key and value exists as if nothing had been saved.
  *
  * Speculation over steps ("wavefront"): a token that is still on its way may already have successors, guessed from its
- * early readouts. They run ahead with keys and values outside the pages; when the token is decided the successor that
+ * early readouts, or taken from the sequence's own repeats. They run ahead with keys and values outside the pages; when the token is decided the successor that
  * was guessed right becomes real and the others are dropped.
  *
  * Both are exact under kv_policy full. Another policy (policy.h) changes what a new token leaves in the cache; results are
@@ -66,6 +66,7 @@ typedef struct ouro_stats {
     int64_t tokens, prompt_tokens;
     int64_t prefix_tokens;           /* prompt positions that were taken from another request */
     int64_t guesses, kept, dropped;  /* speculative positions started, confirmed, thrown away */
+    int64_t lookups, lookups_kept;   /* those of them taken from the sequence's own repeats */
     int64_t first_tried, first_right;    /* step-0 readouts compared with the decided token: p1 */
     int64_t second_tried, second_right;  /* step-1 readouts, where step 0 was wrong: p2 */
     double prefill_seconds, decode_seconds;

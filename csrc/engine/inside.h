@@ -2,7 +2,8 @@
  *
  *   admit.c       a request comes, waits, goes              schedule.c   which lanes ride in the next pass
  *   decide.c      gates, exit rules, readouts, the choice   signals.c    the numbers that exit rules look at
- *   speculate.c   guesses: when, where, how good            cost.c       what passes cost here and now
+ *   speculate.c   guesses: when, where, how good            lookup.c     guesses from repeats
+ *   cost.c        what passes cost here and now
  *   engine.c      the step itself
  */
 #ifndef OURO_ENGINE_INSIDE_H
@@ -89,6 +90,8 @@ bool ouro_guessing(const ouro_request *r);
 bool ouro_room_for_guesses(const ouro_engine *e);
 /* Compares the guesses of a decided node with its token. */
 void ouro_count_guesses(ouro_stats *s, const ouro_node *n, int32_t token);
+/* Compares the coming token of a request with what its repeats would have given. */
+void ouro_count_lookup(ouro_request *r, int32_t token);
 /* Charges the coming pass to every request that decodes in it. */
 void ouro_count_pass(ouro_engine *e);
 /* A token has come: whether speculation goes on. */

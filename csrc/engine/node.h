@@ -16,6 +16,7 @@ typedef struct ouro_node {
     int32_t token;
     int step;                            /* steps run so far */
     bool speculative, doomed;
+    bool looked_up;                      /* guessed from the sequence's repeats */
     float *h;                            /* [d_model] state of the last step run (or the embedding) */
     float *before, *before2;             /* [d_model] states one and two steps earlier, when the exit rule asks */
     float *z_before;                     /* [d_vocab] logits of the step before, when the exit rule asks */

@@ -39,6 +39,7 @@ typedef struct ouro_request {
     ouro_node *nodes, *lead;
     int exit_needs;
     ouro_pace pace;
+    int looked_right;                    /* tokens in a row that the sequence's repeats would have given (lookup.h) */
     ouro_stats stats;
 } ouro_request;
 

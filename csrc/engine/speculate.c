@@ -1,6 +1,7 @@
 /* speculate.c - guesses: when they pay, where they start, how often they were right; see engine.h. */
 #include "engine/inside.h"
 
+#include "engine/lookup.h"
 #include "ouro_status.h"
 
 #define FREE_LANES 6             /* lanes of a pass that cost next to nothing: room for guesses */
@@ -79,18 +80,39 @@ static bool is_stale(const ouro_node *n)
     return n->speculative && p && !p->decided && p->step > 0 && p->guess[p->step - 1] >= 0 && p->guess[p->step - 1] != n->token;
 }
 
+void ouro_count_lookup(ouro_request *r, int32_t token)
+{
+    int32_t expected = ouro_guessing(r) ? ouro_lookup(r->seq.tokens, r->seq.n_tokens) : -1;
+    r->looked_right = expected == token ? r->looked_right + 1 : 0;
+}
+
+/* What may follow a node: the choice of its last readout; of a node that has not run a step, what the repeats say, as many in a row
+ * as they are trusted with. -1: nothing. */
+static int32_t guess_behind(ouro_request *r, const ouro_node *n)
+{
+    if (n->decided) return n->event.token;
+    if (n->step > 0) return n->guess[n->step - 1];
+    int in_a_row = 0;
+    for (const ouro_node *a = n; a && a->looked_up; a = a->parent) in_a_row++;
+    if (in_a_row >= ouro_lookup_ahead(r->looked_right)) return -1;
+    return ouro_lookup(ouro_node_history(r, n), n->pos + 1);
+}
+
 /* New guesses behind the nodes of a request, oldest first, while lanes are free. A guess that has been superseded runs on,
  * because it may have been right, but nothing new follows it. */
 static void spawn(ouro_engine *e, ouro_request *r, int *lanes)
 {
     int limit = r->n_prompt + r->params.max_new_tokens - 2;      /* the last position that is ever run */
     for (ouro_node *n = r->nodes; n && *lanes < FREE_LANES; n = n->next) {
-        if ((n != r->lead && !n->speculative) || n->step == 0 || n->pos >= limit) continue;
-        int32_t token = n->decided ? n->event.token : n->guess[n->step - 1];
-        if (token < 0 || is_stale(n) || ouro_node_child(r, n, token) || ouro_node_children(r, n) >= MOST_GUESSES) continue;
+        if ((n != r->lead && !n->speculative) || n->pos >= limit || is_stale(n)) continue;
+        bool looks_up = n->step == 0 && !n->decided;
+        int32_t token = guess_behind(r, n);
+        if (token < 0 || ouro_node_child(r, n, token) || ouro_node_children(r, n) >= MOST_GUESSES) continue;
         ouro_node *child;
         if (ouro_node_new(r, e->ws->model, n->pos + 1, token, n, true, &child) != OURO_OK) return;
+        child->looked_up = looks_up;
         r->stats.guesses++;
+        r->stats.lookups += looks_up;
         (*lanes)++;
     }
 }

@@ -136,9 +136,10 @@ static PyObject *engine_submit(PyObject *o, PyObject *args, PyObject *kwargs)
 
 static PyObject *stats_dict(const ouro_stats *s)
 {
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:d}", "passes", s->passes, "lanes",
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:d}", "passes", s->passes, "lanes",
                          s->lanes, "tokens", s->tokens, "prompt_tokens", s->prompt_tokens, "prefix_tokens",
-                         s->prefix_tokens, "guesses", s->guesses, "kept", s->kept, "dropped", s->dropped, "first_tried",
+                         s->prefix_tokens, "guesses", s->guesses, "kept", s->kept, "dropped", s->dropped, "lookups", s->lookups,
+                         "lookups_kept", s->lookups_kept, "first_tried",
                          s->first_tried, "first_right", s->first_right, "second_tried", s->second_tried, "second_right",
                          s->second_right, "cache_bytes", s->cache_bytes, "prefill_seconds", s->prefill_seconds, "decode_seconds", s->decode_seconds);
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "engine/engine.h"
+#include "engine/lookup.h"
 #include "engine/trace.h"
 #include "harness.h"
 #include "ouro_status.h"
@@ -364,6 +365,19 @@ static void test_other_threads(void)
     ouro_model_free(m);
 }
 
+static void test_lookup(void)
+{
+    const int32_t tokens[] = {1, 2, 3, 4, 9, 2, 3, 4, 5, 7, 2, 3, 4, 7, 8, 3, 4, 5, 7, 2, 3, 4};
+    CHECK(ouro_lookup(tokens, 0) == -1 && ouro_lookup(tokens, 3) == -1);
+    CHECK(ouro_lookup(tokens, 7) == -1);                 /* two tokens agree: too few */
+    CHECK(ouro_lookup(tokens, 8) == 9);                  /* 2 3 4 -> 9 */
+    CHECK(ouro_lookup(tokens, 13) == 5);                 /* 2 3 4 stands twice: the latest counts */
+    CHECK(ouro_lookup(tokens, 22) == 7);                 /* 4 5 7 2 3 4 -> 7, longer than the latest 2 3 4 */
+    int32_t same[40];
+    for (int i = 0; i < 40; i++) same[i] = 6;
+    CHECK(ouro_lookup(same, 40) == 6 && ouro_lookup(same, 3) == -1 && ouro_lookup(same, 4) == 6);
+}
+
 int main(void)
 {
     long failed = harness_failed;
@@ -381,6 +395,7 @@ int main(void)
     test_one_answer(OURO_FLOAT32, &p);
     p.kv_policy = OURO_POLICY_LAST_EXITED, p.exit = (ouro_exit_rule){.kind = OURO_EXIT_Q, .threshold = 0.6f};
     test_one_answer(OURO_BFLOAT16, &p);
+    test_lookup();
     test_refusals();
     test_random_schedules();
     test_prefix();
