@@ -15,7 +15,6 @@
 #endif
 
 #define V_MAX_TILES 4
-#define V_FAR 8192              /* bytes that a weight stream is prefetched ahead */
 #define V_SHORT 8192            /* tiles of attention blocks: too short for the hardware to see a stream */
 
 /* Where the lanes of a block stand: every third has a pointer of its own and the two behind it are reached by one and
@@ -42,7 +41,8 @@ typedef struct v_job {
     size_t out_stride;
     int accumulate;
     float *scratch;             /* [T * L][16] f32, int kinds: accumulators that do not fit in registers */
-    int asks;                   /* the block asks for its own weights ahead of time */
+    size_t far;                 /* bytes ahead that the block asks for its own weights; 0: it does not */
+    int asks;                   /* it does, or for those of the next short matrix */
     uintptr_t soon, soon_end;   /* weights of the next block of tiles, to be asked for meanwhile */
     int soon_lines;             /* of 64 bytes, for each four units (float kinds) or each group of k */
 } v_job;
@@ -68,7 +68,7 @@ V_INLINE void bases_step(const int L, int step, const uint8_t **at)
 V_INLINE uintptr_t ahead(const int T, const v_job *j, const uint8_t *w)
 {
     if (j->is_short) return (uintptr_t)w + j->next;
-    return (uintptr_t)w + (w + V_FAR < j->w + j->tile_bytes ? V_FAR : V_FAR + (size_t)(T - 1) * j->tile_bytes);
+    return (uintptr_t)w + j->far + (w + j->far < j->w + j->tile_bytes ? 0 : (size_t)(T - 1) * j->tile_bytes);
 }
 
 V_INLINE void block_open(const int T, const int L, const v_job *j, vf *acc)
@@ -200,7 +200,7 @@ V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *
         v_iw low[V_MAX_TILES], high[V_MAX_TILES];
         V_UNROLL for (int t = 0; t < T; t++) {
             v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
-            if (asks) V_PREFETCH((uintptr_t)w + far + (size_t)t * j->tile_bytes);
+            if (asks) V_PREFETCH_WEIGHTS(V_INT4, T * L, (uintptr_t)w + far + (size_t)t * j->tile_bytes);
         }
         V_UNROLL for (int l = 0; l < L; l++) {
             v_ix x0 = v_load_ix(V_AT(x, l, j->stride)), x1 = v_load_ix(V_AT(x, l, j->stride) + 32);
@@ -220,7 +220,7 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
     block_open(T, L, j, acc);
     if (j->asks)             /* the units come after the scales: what the streams of this tile and the last leave out */
         for (size_t at = 0; at < j->scale_bytes; at += 64)
-            V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH((uintptr_t)j->w + (size_t)t * j->tile_bytes + V_FAR + at);
+            V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH((uintptr_t)j->w + (size_t)t * j->tile_bytes + j->far + at);
     if (!keep) V_UNROLL for (int i = 0; i < T * L; i++) v_store(j->scratch + i * OURO_TILE, acc[i]);
     uintptr_t soon = j->soon;
     for (int g = 0; g < j->units; g++) {

@@ -29,6 +29,8 @@ static v_kind kind_of(const ouro_matrix *w, const ouro_acts *x)
     return x->kind == OURO_ACT_BF16 ? V_BF16 : V_MIXED;
 }
 
+static int is_int(v_kind kind) { return kind == V_INT8 || kind == V_INT4; }
+
 /* what does not change from block to block */
 static v_job job_of(const ouro_matrix *w, const ouro_acts *x, v_kind kind)
 {
@@ -37,7 +39,7 @@ static v_job job_of(const ouro_matrix *w, const ouro_acts *x, v_kind kind)
     j.units = w->kpad / per_unit;
     j.is_short = w->tile_bytes <= V_SHORT;
     j.next = (w->next ? (uintptr_t)w->next : (uintptr_t)w->data + ouro_matrix_bytes(w)) - (uintptr_t)w->data;
-    if (kind == V_INT8 || kind == V_INT4) j.scale_bytes = ((size_t)j.units * 2 * OURO_TILE + 63) & ~(size_t)63;
+    if (is_int(kind)) j.scale_bytes = ((size_t)j.units * 2 * OURO_TILE + 63) & ~(size_t)63;
     return j;
 }
 
@@ -49,11 +51,12 @@ static void job_at(v_job *j, const ouro_matrix *w, int tile, const ouro_acts *x,
     j->sum = x->sum ? x->sum + (size_t)lane * 2 * j->xs_stride : NULL;
 }
 
-/* any number of tiles times lanes (1..V_LANES), by the blocks that exist */
-static void run_blocks(v_job *j, v_kind kind, int tiles, int lanes)
+/* any number of tiles times lanes (1..V_LANES), by the blocks that exist, of at most `most` tiles */
+static void run_blocks(v_job *j, v_kind kind, int tiles, int lanes, int most)
 {
     while (tiles > 0) {
-        int n = tiles >= 4 ? 4 : tiles >= 2 ? 2 : 1;
+        int n = most < tiles ? most : tiles;
+        n = n >= 4 ? 4 : n >= 2 ? 2 : 1;
         while (!block_table[kind][n][lanes]) n /= 2;
         block_table[kind][n][lanes](j);
         j->w += (size_t)n * j->tile_bytes;
@@ -63,8 +66,11 @@ static void run_blocks(v_job *j, v_kind kind, int tiles, int lanes)
 }
 
 /* lanes of a full group; how many groups there are */
-static int group_lanes(v_kind kind) { return kind == V_INT8 || kind == V_INT4 ? V_INT_LANES : V_LANES; }
-static int groups_of(v_kind kind, int lanes) { return (lanes + group_lanes(kind) - 1) / group_lanes(kind); }
+static int group_lanes(v_kind kind) { return is_int(kind) ? V_INT_LANES : V_LANES; }
+static int groups_of(v_kind kind, int lanes)
+{
+    return is_int(kind) && lanes <= V_INT_ALONE ? 1 : (lanes + group_lanes(kind) - 1) / group_lanes(kind);
+}
 
 /* End of the set of lanes that begins at `lane`: whole groups, as few sets as fit in V_CACHE, of nearly equal size. */
 static int set_end(v_kind kind, const ouro_acts *x, int lane, int end)
@@ -75,20 +81,17 @@ static int set_end(v_kind kind, const ouro_acts *x, int lane, int end)
     return sets == 1 ? end : lane + (groups + sets - 1) / sets * group_lanes(kind);
 }
 
-/* end of the group of lanes that begins at `lane`: what is left of the set in nearly equal parts */
-static int group_end(v_kind kind, int lane, int end)
-{
-    int left = end - lane, groups = groups_of(kind, left);
-    return lane + (left + groups - 1) / groups;
-}
+/* end of the group of lanes that begins at `lane`, the first of `groups`: what is left of the set in nearly equal parts */
+static int group_end(int lane, int end, int groups) { return lane + (end - lane + groups - 1) / groups; }
 
 /* Who asks memory for weights? A single group of lanes for its own, ahead of itself, when it is slower than memory. Of
  * several, each asks for a part of the tiles that come next, and they are there when their turn comes. */
 static void job_asks(v_job *j, v_kind kind, int tiles, int lanes)
 {
     size_t groups = (size_t)groups_of(kind, lanes), lines = j->tile_bytes * (size_t)tiles / 64;
-    size_t steps = (size_t)(kind == V_INT8 || kind == V_INT4 ? j->units : j->units / 4) * groups;
-    j->asks = groups == 1 && (j->is_short || V_SLOW(kind, lanes));
+    size_t steps = (size_t)(is_int(kind) ? j->units : j->units / 4) * groups;
+    j->far = groups == 1 ? V_AHEAD(kind, lanes) : 0;
+    j->asks = j->far || (groups == 1 && j->is_short);
     j->soon_lines = groups == 1 ? 0 : (int)((lines + steps - 1) / steps);
 }
 
@@ -113,17 +116,18 @@ static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *
     j.scratch = scratch;
     j.out_stride = out_stride;
     j.accumulate = accumulate;
-    int step = V_TILES(lane1 - lane0);
+    int step = V_TILES(kind, lane1 - lane0);
     for (int begin = lane0, end; begin < lane1; begin = end) {
         end = set_end(kind, x, begin, lane1);
+        const int groups = groups_of(kind, end - begin);
         job_asks(&j, kind, step, end - begin);
         for (int tile = tile0; tile < tile1; tile += step)
             for (int lane = begin, next, at = 0; lane < end; lane = next, at++) {
-                next = group_end(kind, lane, end);
+                next = group_end(lane, end, groups - at);
                 job_at(&j, w, tile, x, lane);
-                job_soon(&j, step, at, groups_of(kind, end - begin));
+                job_soon(&j, step, at, groups);
                 j.out = out + (size_t)lane * out_stride + (size_t)tile * OURO_TILE;
-                run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, next - lane);
+                run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, next - lane, step);
             }
     }
 }
@@ -139,27 +143,33 @@ static inline void store_swiglu(const float *pair, uint8_t *out, int as_bf16)
 static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *x, int lane0, int lane1, void *out,
                    size_t out_stride)
 {
-    _Alignas(64) float scratch[V_MAX_TILES * V_LANES * OURO_TILE], both[V_LANES * 2 * OURO_TILE];
+    _Alignas(64) float scratch[V_MAX_TILES * V_LANES * OURO_TILE], both[V_MAX_TILES * V_LANES * OURO_TILE];
     v_kind kind = kind_of(w, x);
     const size_t element = kind == V_BF16 ? sizeof(uint16_t) : sizeof(float), stride = out_stride * element;
     v_job j = job_of(w, x, kind);
+    const int most = V_TILES(kind, lane1 - lane0), step = most == 4 ? 2 : 1;        /* tiles of a block, pairs at once */
     j.scratch = scratch;
-    j.out_stride = 2 * OURO_TILE;
+    j.out_stride = 2 * (size_t)step * OURO_TILE;
     for (int begin = lane0, end; begin < lane1; begin = end) {
         end = set_end(kind, x, begin, lane1);
-        job_asks(&j, kind, 2, end - begin);
-        for (int pair = pair0; pair < pair1; pair++)
+        const int groups = groups_of(kind, end - begin);
+        job_asks(&j, kind, 2 * step, end - begin);
+        for (int pair = pair0, pairs; pair < pair1; pair += pairs) {
+            pairs = pair + step <= pair1 ? step : 1;
             for (int lane = begin, next, at = 0; lane < end; lane = next, at++) {
-                next = group_end(kind, lane, end);
+                next = group_end(lane, end, groups - at);
                 job_at(&j, w, 2 * pair, x, lane);
-                job_soon(&j, 2, at, groups_of(kind, end - begin));
+                job_soon(&j, 2 * step, at, groups);
                 j.out = both;
                 uint8_t *to = (uint8_t *)out + (size_t)lane * stride + (size_t)pair * OURO_TILE * element;
                 for (int l = 0; l < next - lane; l++) V_PREFETCH_OUT(to + (size_t)l * stride);
-                run_blocks(&j, kind, 2, next - lane);
+                run_blocks(&j, kind, 2 * pairs, next - lane, most);
                 for (int l = 0; l < next - lane; l++)
-                    store_swiglu(both + (size_t)l * 2 * OURO_TILE, to + (size_t)l * stride, kind == V_BF16);
+                    for (int p = 0; p < pairs; p++)
+                        store_swiglu(both + (size_t)l * j.out_stride + (size_t)p * 2 * OURO_TILE,
+                                     to + (size_t)l * stride + (size_t)p * OURO_TILE * element, kind == V_BF16);
             }
+        }
     }
 }
 
