@@ -10,8 +10,10 @@
 #define V_INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define V_UNROLL _Pragma("unroll")
+#define V_TWICE _Pragma("unroll(2)")
 #else
 #define V_UNROLL _Pragma("GCC unroll 32")
+#define V_TWICE _Pragma("GCC unroll 2")          /* not whole, or requests for memory are made in bursts */
 #endif
 
 #define V_MAX_TILES 4
@@ -196,11 +198,11 @@ V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *
         int32_t start = -8 * j->sum[(size_t)l * 2 * j->xs_stride + (size_t)g];
         V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT4_START(start);
     }
-    for (int v = 0; v < 8; v++, w += 64, bases_step(L, 4, x)) {
+    V_TWICE for (int v = 0; v < 8; v++, w += 64, bases_step(L, 4, x)) {
         v_iw low[V_MAX_TILES], high[V_MAX_TILES];
         V_UNROLL for (int t = 0; t < T; t++) {
             v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
-            if (asks) V_PREFETCH_WEIGHTS(V_INT4, T * L, (uintptr_t)w + far + (size_t)t * j->tile_bytes);
+            if (asks) V_PREFETCH((uintptr_t)w + far + (size_t)t * j->tile_bytes);
         }
         V_UNROLL for (int l = 0; l < L; l++) {
             v_ix x0 = v_load_ix(V_AT(x, l, j->stride)), x1 = v_load_ix(V_AT(x, l, j->stride) + 32);

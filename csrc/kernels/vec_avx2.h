@@ -19,7 +19,6 @@
 #define V_KEEP 2                                /* int kinds: float accumulators that fit beside the sums */
 /* bytes ahead that weights are asked for; see vec_avx512.h */
 #define V_AHEAD(kind, lanes) ((kind) == V_INT4 || (lanes) >= 2 ? 8192 : 0)
-#define V_PREFETCH_WEIGHTS(kind, lanes, p) V_PREFETCH(p)
 /* the instances X(kind, tiles, lanes) of a register block */
 #define V_INT_INSTANCES V_INSTANCES
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)

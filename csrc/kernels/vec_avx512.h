@@ -17,21 +17,16 @@
 #define V_LANES 12                              /* lanes of the largest register block */
 #define V_INT_LANES 6                           /* the same of int8 and int4, whose float sums stay in registers too */
 #define V_INT_ALONE 8                           /* int kinds: lanes that are one block when there are no others */
-/* Tiles worked on at once. Few lanes are bound by memory, which answers four streams faster than two, and one best of all
- * where the latency of its sum sets a pace that suits memory: one lane of int4. */
-#define V_TILES(kind, lanes) \
-    ((kind) == V_INT4 && (lanes) == 1 ? 1 : \
-     (lanes) <= ((kind) == V_BF16 || (kind) == V_INT8 ? 6 : (kind) == V_INT4 ? 4 : 2) ? 4 : 2)
+/* Tiles worked on at once. Few lanes are bound by memory, which answers four streams faster than two. */
+#define V_TILES(kind, lanes) ((lanes) <= ((kind) == V_BF16 || (kind) == V_INT8 ? 6 : (kind) == V_INT4 ? 4 : 2) ? 4 : 2)
 #define V_KEEP 12                               /* int kinds: float accumulators that fit beside the sums */
 /* Bytes ahead that a block of so many lanes asks memory for its weights; 0: it is served better by the hardware's own
  * prefetch. Requests into the second-level cache are dropped by Zen 4 when they come too fast, and tie up the few miss
  * buffers of the first when they go there. Measured on one core (docs/speed.md). */
 #define V_AHEAD(kind, lanes) \
-    ((kind) == V_BF16 ? (lanes) <= 3 ? 1024 : (lanes) <= 5 ? 0 : 4096 : \
+    ((kind) == V_BF16 ? (lanes) <= 4 ? 1024 : 4096 : \
      (kind) == V_INT8 ? (lanes) <= 3 ? 1024 : 4096 : \
-     (kind) == V_INT4 ? (lanes) == 1 ? 512 : 8192 : (lanes) >= ((kind) == V_MIXED ? 3 : 5) ? 8192 : 0)
-#define V_PREFETCH_WEIGHTS(kind, lanes, p) \
-    ((kind) == V_INT4 && (lanes) == 1 ? _mm_prefetch((const char *)(p), _MM_HINT_T0) : V_PREFETCH(p))
+     (kind) == V_INT4 ? (lanes) == 1 ? 1024 : 8192 : (lanes) >= ((kind) == V_MIXED ? 3 : 5) ? 8192 : 0)
 /* the instances X(kind, tiles, lanes) of a register block */
 #define V_ROW(X, kind, T) X(kind, T, 1) X(kind, T, 2) X(kind, T, 3) X(kind, T, 4) X(kind, T, 5) X(kind, T, 6)
 #define V_MORE(X, kind, T) X(kind, T, 7) X(kind, T, 8) X(kind, T, 9) X(kind, T, 10) X(kind, T, 11) X(kind, T, 12)

@@ -153,7 +153,11 @@ static block_view view_block(const ouro_workspace *ws, const ouro_lane *lanes, o
     const ouro_lane *last = &lanes[span.end - 1];
     block_view y = {.block = visible_block(ws, last, b, slot, head, t->overlaid), .b = b, .rows = (span.end - span.begin) * per_kv};
     y.k_tiles = ouro_round_up(visible_in(last, b), OURO_TILE) / OURO_TILE;
-    if (b < last->pos / OURO_BLOCK && last->pages[b + 1]) y.next = ouro_kv_block(&ws->kv, last->pages[b + 1], slot, head);
+    if (b < last->pos / OURO_BLOCK) {
+        if (last->pages[b + 1]) y.next = ouro_kv_block(&ws->kv, last->pages[b + 1], slot, head);
+    } else if (last->pages[0] && head + 1 < ws->kv.n_kv_heads) {
+        y.next = ouro_kv_block(&ws->kv, last->pages[0], slot, head + 1);     /* what this thread is likely to read then */
+    }
     while (lanes[span.begin + y.first / per_kv].pos < b * OURO_BLOCK) y.first += per_kv;
     return y;
 }

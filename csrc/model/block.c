@@ -107,22 +107,20 @@ void ouro_block_store(ouro_workspace *ws, const ouro_lane *lanes, int n, int slo
     }
 }
 
-/* One unit is a query head, or a key head with its value head. Lanes from n_states on need no queries. */
+/* One unit is a head of queries, keys or values. Whoever does the second of a key head and its value head stores both: a
+ * mark per pair is set by the first and cleared by the second. Lanes from n_states on need no queries. */
 static void phase_qkv(crew *c, const ouro_lane *lanes, int n, int n_states, ouro_place at)
 {
     ouro_workspace *ws = c->ws;
     const ouro_config *g = &ws->model->config;
     const ouro_matrix *qkv = &ws->model->layers[at.layer].qkv;
-    int begin, end, tiles = ouro_head_tiles(g);
+    int begin, end, tiles = ouro_head_tiles(g), rotated = g->n_heads + g->n_kv_heads;
     size_t stride = ouro_qkv_stride(g);
-    for (ouro_work *w = crew_phase(c, g->n_heads + g->n_kv_heads); crew_take(c, w, 1, &begin, &end);) {
-        int is_query = begin < g->n_heads, rows = is_query ? n_states : n;
+    for (ouro_work *w = crew_phase(c, rotated + g->n_kv_heads); crew_take(c, w, 1, &begin, &end);) {
+        int rows = begin < g->n_heads ? n_states : n, pair = begin < rotated ? begin - g->n_heads : begin - rotated;
         ouro_product(ws, c->thread, qkv, begin * tiles, (begin + 1) * tiles, &ws->x_model, rows, ws->qkv, stride);
-        for (int i = 0; i < rows; i++) ouro_block_rope(ws, i, begin);
-        if (is_query) continue;
-        int value = begin + g->n_kv_heads;
-        ouro_product(ws, c->thread, qkv, value * tiles, (value + 1) * tiles, &ws->x_model, n, ws->qkv, stride);
-        ouro_block_store(ws, lanes, n, at.slot, begin - g->n_heads);
+        for (int i = 0; begin < rotated && i < rows; i++) ouro_block_rope(ws, i, begin);
+        if (pair >= 0 && atomic_fetch_xor(&ws->half_done[pair], 1)) ouro_block_store(ws, lanes, n, at.slot, pair);
     }
 }
 
@@ -141,15 +139,20 @@ void ouro_block_prepare(crew *c, ouro_acts *x, const float *rows, size_t stride,
             ouro_prepare(c->ws->model->kernels, x, i, rows + (size_t)i * stride, cols);
 }
 
-/* Tiles are dealt out in fours at most. Few lanes want fine balance; many are multiplied by two tiles at once, and a single
- * one, left over at the end of what a thread took, costs nearly as much as two. */
-#define TILES_AT_ONCE 4
-static int tiles_of_unit(int n) { return n < 16 ? 1 : 2; }
+/* Tiles are dealt out in units that the kernels multiply at once, so that none is left over at the end of what a thread
+ * took: two, or four for few lanes, where a thread has enough of them. Many lanes take several units at a time. */
+#define FEW_LANES 16
+static int unit_of(const crew *c, int n, int tiles)
+{
+    if (n >= FEW_LANES) return 2;
+    return tiles >= 32 * c->n_threads ? 4 : tiles >= 16 * c->n_threads ? 2 : 1;
+}
+static int units_at_once(int n) { return n < FEW_LANES ? 1 : 4; }
 
 void ouro_block_product(crew *c, const ouro_matrix *m, const ouro_acts *x, int n, float *out, size_t stride)
 {
-    int begin, end, unit = tiles_of_unit(n), units = (m->tiles + unit - 1) / unit;
-    for (ouro_work *w = crew_phase(c, units); crew_take(c, w, TILES_AT_ONCE, &begin, &end);)
+    int begin, end, unit = unit_of(c, n, m->tiles), units = (m->tiles + unit - 1) / unit;
+    for (ouro_work *w = crew_phase(c, units); crew_take(c, w, units_at_once(n), &begin, &end);)
         ouro_product(c->ws, c->thread, m, begin * unit, end < units ? end * unit : m->tiles, x, n, out, stride);
 }
 
@@ -170,8 +173,9 @@ static void phase_swiglu(crew *c, const ouro_layer *y, int n)
 {
     int begin, end;
     ouro_workspace *ws = c->ws;
-    for (ouro_work *w = crew_phase(c, y->gate_up.tiles / 2); crew_take(c, w, n < 16 ? 2 : TILES_AT_ONCE, &begin, &end);)
-        ouro_product_swiglu(ws, c->thread, &y->gate_up, begin, end, n);
+    int pairs = y->gate_up.tiles / 2, unit = (unit_of(c, n, y->gate_up.tiles) + 1) / 2, units = (pairs + unit - 1) / unit;
+    for (ouro_work *w = crew_phase(c, units); crew_take(c, w, units_at_once(n), &begin, &end);)
+        ouro_product_swiglu(ws, c->thread, &y->gate_up, begin * unit, end < units ? end * unit : pairs, n);
 }
 
 void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_states, int n_spans, ouro_place at)

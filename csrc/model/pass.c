@@ -12,7 +12,6 @@
 #include "model/attention.h"
 #include "model/block.h"
 #include "model/block_seen.h"
-#include "model/product.h"
 #include "model/seen.h"
 #include "ouro_status.h"
 
@@ -106,6 +105,7 @@ int ouro_pass_sweep(ouro_workspace *ws, const ouro_sweep *sweep, ouro_lane *lane
     while (n_states > 0 && lanes[n_states - 1].keys_only) n_states--;
     pass_run run = {ws, sweep, lanes, n, n_spans, n_states, poll, poll_arg};
     atomic_store(&ws->cancelled, 0);
+    for (int h = 0; h < g->n_kv_heads; h++) atomic_store(&ws->half_done[h], 0);     /* a fork may have left some */
     status = ouro_pool_run(ws->pool, pass_thread, &run);
     ws->want = NULL;
     if (status != OURO_OK) return status;
@@ -161,8 +161,7 @@ static void readout_chunk(crew *c, const ouro_readout *rows, int n)
     size_t stride = ouro_logits_stride(&m->config);
     for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 2, &begin, &end);)
         for (int i = begin; i < end; i++) ouro_prepare(m->kernels, &ws->x_state, i, rows[i].state, m->config.d_model);
-    for (ouro_work *w = crew_phase(c, m->head.tiles); crew_take(c, w, 8, &begin, &end);)
-        ouro_product(ws, c->thread, &m->head, begin, end, &ws->x_state, n, ws->logits, stride);
+    ouro_block_product(c, &m->head, &ws->x_state, n, ws->logits, stride);
     for (ouro_work *w = crew_phase(c, n); crew_take(c, w, 1, &begin, &end);)
         for (int i = begin; i < end; i++) finish_row(ws, &rows[i], ws->logits + (size_t)i * stride);
 }

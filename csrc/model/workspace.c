@@ -130,7 +130,8 @@ int ouro_workspace_new(const ouro_model *m, ouro_kv_dtype kv, int n_threads, our
     ws->n_threads = ws->pool ? ouro_pool_threads(ws->pool) : 0;
     ws->scratch = calloc((size_t)ws->n_threads + 1, sizeof *ws->scratch);
     ws->all_layers = calloc((size_t)m->config.n_layers, sizeof *ws->all_layers);
-    int complete = ws->pool && ws->scratch && ws->all_layers;
+    ws->half_done = calloc((size_t)m->config.n_kv_heads, sizeof *ws->half_done);
+    int complete = ws->pool && ws->scratch && ws->all_layers && ws->half_done;
     for (int l = 0; complete && l < m->config.n_layers; l++) ws->all_layers[l] = l;
     for (int i = 0; complete && i < ws->n_threads; i++) {
         ws->scratch[i] = ouro_alloc(ouro_attention_scratch_bytes(ws));
@@ -155,6 +156,7 @@ void ouro_workspace_free(ouro_workspace *ws)
     for (int i = 0; ws->scratch && i < ws->n_threads; i++) ouro_free(ws->scratch[i]);
     free(ws->scratch);
     free(ws->all_layers);
+    free(ws->half_done);
     free(ws->blas_scratch);
     ouro_pool_free(ws->pool);
     free(ws);

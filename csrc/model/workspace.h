@@ -38,6 +38,7 @@ typedef struct ouro_workspace {
     float **blas_scratch;            /* [n_threads] unpacked tiles, then gate/up rows; NULL without BLAS */
     int blas_cols;                   /* the longest row of any matrix */
     ouro_work work[2];               /* alternate from phase to phase */
+    atomic_uchar *half_done;         /* [n_kv_heads] 1: the key or the value head of a pair is there (block.c) */
     atomic_int cancelled;
     struct ouro_seen *seen;          /* what observed passes need more (seen.h); NULL before the first */
     const uint64_t *want;            /* [n_layers + 1] points of each layer, then of the step; NULL: nobody looks */
