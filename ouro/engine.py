@@ -23,12 +23,13 @@ import numpy as np
 from ouro import _core
 from ouro.edits import FwdHooks, Target, add_hooks
 from ouro.exits import CustomExit
-from ouro.generation import Generation, GenerationArguments, Request, Settings, takes_generation_arguments
+from ouro.generation import Generation, GenerationArguments, HookGuard, Request, Settings, takes_generation_arguments
 from ouro.hooks import names_of
 from ouro.schedule import ScheduleLog, describe
 
 if TYPE_CHECKING:
     from ouro.chat import Message
+    from ouro.live_capture import LiveCapture
     from ouro.model import Model, Tokens
 
 MAX_LANES = 256  # rows of a pass that chunks of prompts fill up to
@@ -103,11 +104,15 @@ class _Shared:
         with self.changed:
             if self.log is not None and not self.closed:
                 self.log.add_pass(self.core.record(), events)
+            for number, request in self.requests.items():
+                if request.guard is not None and request.guard.error is not None and not request.done:
+                    self.core.cancel(number)
+                    request.end(error=request.guard.error)
             for event in events:
-                request = self.requests.get(event[0])
-                if request is None:
+                asked = self.requests.get(event[0])
+                if asked is None:
                     continue
-                if request.take(event):
+                if asked.take(event):
                     self.core.cancel(event[0])
                 if event[4]:
                     del self.requests[event[0]]
@@ -325,8 +330,9 @@ class Engine:
 
     @takes_generation_arguments
     def submit(
-        self, prompt: Tokens, *, max_new_tokens: int = 128, sample: int = 0, **arguments: Unpack[GenerationArguments]
-    ) -> Handle:
+        self, prompt: Tokens, *, max_new_tokens: int = 128, sample: int = 0, fwd_hooks: FwdHooks = (),
+        **arguments: Unpack[GenerationArguments],
+    ) -> Handle:  # fmt: skip
         """Queue one prompt; any thread may.
 
         Parameters
@@ -337,6 +343,9 @@ class Engine:
             As in `Model.generate`.
         sample
             Which of several samples of one prompt this is: its noise differs from that of the others.
+        fwd_hooks
+            Python functions called on the way, as in `Model.run_with_hooks`, for this request only and on the thread that steps the
+            engine, which waits for them. What one raises ends its request and comes out of the handle; the others go on.
 
         Raises
         ------
@@ -344,7 +353,10 @@ class Engine:
             At once, when the request is wrong or can not be held; other requests do not notice.
         """
         s = self.model._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments})
-        return self._submit(self.model._one(prompt), s, sample)
+        guard = HookGuard()
+        handle = self._submit(self.model._one(prompt), s, sample, guard.over(fwd_hooks))
+        handle._request.guard = guard
+        return handle
 
     @takes_generation_arguments
     def chat(
@@ -378,11 +390,18 @@ class Engine:
         if self._shared.pid != os.getpid():
             raise RuntimeError("this engine was made before fork(), and its thread stayed there; make a new one in the child")
 
-    def _submit(self, prompt: list[int], s: Settings, sample: int, fwd_hooks: FwdHooks = ()) -> Handle:
+    def _submit(
+        self, prompt: list[int], s: Settings, sample: int, fwd_hooks: FwdHooks = (), live: LiveCapture | None = None
+    ) -> Handle:
         self._check()
+        if s.turns is not None:
+            raise ValueError(
+                "this program runs steps or layers in another order: lanes of an engine's pass go through the same layers together, so an "
+                "engine can not run it; Model.generate does, one forward for each token"
+            )
         if fwd_hooks and self._shared.log is not None:
             raise ValueError("a schedule log can not hold hooks, which could not be replayed: use an engine without a log")
-        plan = _plan(self.model, prompt, s, fwd_hooks)
+        plan = _plan(self.model, prompt, s, fwd_hooks, live)
         rule, shared = s.exit_rule, self._shared
         request = Request(prompt, s, self.model.tokenizer)
         with shared.changed:
@@ -445,13 +464,15 @@ class Engine:
                 self._shared.listeners.discard(tell)
 
 
-def _plan(model: Model, prompt: list[int], s: Settings, fwd_hooks: FwdHooks) -> _core.Plan | None:
-    """Edits and hooks of one request; negative positions count from the end of the prompt."""
-    if not (s.edits or fwd_hooks):
+def _plan(model: Model, prompt: list[int], s: Settings, fwd_hooks: FwdHooks, live: LiveCapture | None) -> _core.Plan | None:
+    """Edits, hooks and captures of one request; negative positions count from the end of the prompt."""
+    if not (s.edits or fwd_hooks or live):
         return None
     plan, names = _core.Plan(model._core), names_of(model.config, s.n_steps)
     target = Target(names, [len(prompt)], [len(prompt) + s.max_new_tokens])
     for edit in s.edits:
         edit.add_to(plan, target)
     add_hooks(plan, names, fwd_hooks)
+    if live is not None:
+        live.add_to(plan)
     return plan

@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any, Literal, TypedDict, TypeVar
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from ouro.cache import ActivationCache
-from ouro.edits import Edit
+from ouro.edits import Edit, FwdHooks, HookFunction, HookPoint
 from ouro.exits import ExitRule, QExit
 from ouro.extras import did_you_mean
+from ouro.loop import Carry, LoopProgram, Turn
 from ouro.tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -128,6 +132,7 @@ class GenerationArguments(TypedDict, total=False):
     kv_policy: KVPolicy
     follow: Sequence[int] | None
     edits: Sequence[Edit]
+    program: LoopProgram | None
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,8 @@ class Settings:
     speculate: int
     kv_policy: int
     follow: tuple[int, ...]
-    edits: tuple[Edit, ...] = ()
+    edits: tuple[Edit, ...] = ()  # those of a program first
+    turns: tuple[Turn, ...] | None = None  # passes of a program that orders steps or layers anew
 
 
 def settings(
@@ -178,6 +184,8 @@ def settings(
     kv_policy: KVPolicy = "full",
     follow: Sequence[int] | None = None,
     edits: Sequence[Edit] = (),
+    program: LoopProgram | None = None,
+    n_layers: int = 0,
 ) -> Settings:
     """Check what contradicts itself; ranges are checked by the core."""
     asked = {"exit_at_step": exit_at_step is not None, "exit_threshold": exit_threshold is not None,
@@ -201,6 +209,10 @@ def settings(
     for edit in edits:
         if not isinstance(edit, Edit):
             raise TypeError(f"an edit is made by a class of ouro.edits, got {edit!r}")
+    changes = [] if program is None else program.edits(steps)
+    turns = tuple(program.turns(steps, n_layers)) if program is not None and program.reorders else None
+    if any(isinstance(edit, Carry) for edit in changes):  # its memory has one row for a position: no guesses beside it
+        speculate = False
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if any(not isinstance(s, str) or not s for s in strings):
         raise ValueError(f"stop is {stop!r}, expected text or a list of texts, none empty")
@@ -211,7 +223,7 @@ def settings(
         min_p=min_p, repetition_penalty=repetition_penalty, stop=strings, stop_ids=tuple(ids),
         seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed, n_top=logprobs or 0,
         want_top=logprobs is not None, speculate={False: 0, True: 1, "auto": 2}[speculate],
-        kv_policy=KV_POLICIES.index(kv_policy), follow=tuple(int(i) for i in follow or ()), edits=tuple(edits),
+        kv_policy=KV_POLICIES.index(kv_policy), follow=tuple(int(i) for i in follow or ()), edits=(*changes, *edits), turns=turns,
     )  # fmt: skip
 
 
@@ -233,6 +245,33 @@ def refuse_unknown(arguments: Iterable[str]) -> None:
     for name in arguments:
         if name not in known:
             raise TypeError(f"unknown generation argument '{name}'{did_you_mean(name, known)}")
+
+
+class HookGuard:
+    """Keeps what a Python hook of one request raises from the other requests of a pass: the request ends with it.
+
+    Attributes
+    ----------
+    error : Exception or None
+        What a hook raised; none is called after that.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def over(self, fwd_hooks: FwdHooks) -> FwdHooks:
+        """The same hooks, guarded."""
+        return [(where, self._guarded(fn) if callable(fn) else fn) for where, fn in fwd_hooks]
+
+    def _guarded(self, fn: HookFunction) -> HookFunction:
+        def call(x: NDArray[np.float32], hook: HookPoint) -> ArrayLike | None:
+            try:
+                return None if self.error else fn(x, hook)
+            except Exception as e:
+                self.error = e
+                return None
+
+        return call
 
 
 class Request:
@@ -257,6 +296,7 @@ class Request:
         self.pieces: list[str] = []
         self.done = False
         self.error: BaseException | None = None
+        self.guard: HookGuard | None = None
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True) if tokenizer else None
         self._pending = ""  # text that may be the beginning of a stop string
         self._stopped = False
@@ -266,7 +306,7 @@ class Request:
         """Take one event of the core; True when the core should stop here (a stop string was found, or an error)."""
         _, token, logprob, exit_step, finish, pdf, top_ids, top_logprobs, stats, error = event
         if finish:
-            self.result.stats = _stats(stats)
+            self.result.stats = stats_of(stats)
         if self.done:  # ended here before the core knew
             return False
         try:
@@ -325,7 +365,8 @@ class Request:
         return 0
 
 
-def _stats(s: dict[str, Any]) -> GenerationStats:
+def stats_of(s: dict[str, Any]) -> GenerationStats:
+    """The core's counts (csrc/engine/engine.h, ouro_stats) as a `GenerationStats`."""
     return GenerationStats(
         passes=s["passes"], lanes=s["lanes"], prompt_tokens=s["prompt_tokens"], prefix_tokens=s["prefix_tokens"],
         tokens=s["tokens"],

@@ -64,7 +64,7 @@ def _places(pos: Positions | Mapping[int, int] | Sequence[int]) -> dict[int, lis
 class LoopProgram:
     """What a run does in which order; every method gives a new program with one change more.
 
-    Used as `program=` of `trace`, `run_with_cache` and `run_with_hooks`. Generation runs the plain loop.
+    Used as `program=` of `trace`, `run_with_cache`, `run_with_hooks` and `generate`.
     """
 
     order: tuple[int, ...] | None = None
@@ -112,6 +112,11 @@ class LoopProgram:
         values of deeper steps are made from the kept state.
         """
         return self._with("depth", _places(depth))
+
+    @property
+    def reorders(self) -> bool:
+        """Whether it has other passes than the plain loop; else it consists of edits."""
+        return bool(self.repeats or self.layer_orders or any(kind == "swap" for kind, _ in self.changes))
 
     def turns(self, n_steps: int, n_layers: int) -> list[Turn]:
         """The passes of a run."""

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -33,8 +34,10 @@ from ouro.generation import (
 )
 from ouro.hooks import Filter, names_of
 from ouro.hub import resolve
+from ouro.live_capture import LiveCapture
 from ouro.loading import USUAL_HEAD, Compute, Format, KVDtype, Part, load_core
 from ouro.loop import LoopProgram
+from ouro.loop_generation import generate_in_order
 from ouro.packed import save_packed
 from ouro.tokenizer import Tokenizer, check_ids
 from ouro.trace import Trace
@@ -347,7 +350,7 @@ class Model:
     def _settings(self, *, chat: bool, arguments: Mapping[str, Any]) -> Settings:
         refuse_unknown(arguments)
         stop_ids = self.tokenizer.stop_ids(chat=chat) if self.tokenizer else []
-        return settings(trained_steps=self.config.n_steps, default_stop_ids=stop_ids, **arguments)
+        return settings(trained_steps=self.config.n_steps, default_stop_ids=stop_ids, n_layers=self.config.n_layers, **arguments)
 
     @overload
     def generate(
@@ -394,10 +397,16 @@ class Model:
         edits
             Changes made on the way (`ouro.edits`), to the prompt and to new tokens; negative positions count from the end of
             the prompt. Exit and speculation see the changed model and stay exact.
+        program
+            Another order of steps and layers (`ouro.LoopProgram`). What consists of edits (`skip_step`, `freeze_attention`,
+            `replace_state`, `noise`, `steps_per_position`) runs as all else, without speculation where a step reads another.
+            `repeat_step`, `swap_steps` and `layers` take one forward over the whole sequence for each new token, greedy and
+            without early exit.
         capture
             What to keep (see `run_with_cache`), in `cache` of each result: every position that was run, at every step, also
             the deeper ones of tokens that left early. It is a second forward over the final sequence, which has the same
-            bits; it takes about as long as reading the sequence once.
+            bits; it takes about as long as reading the sequence once. Under another `kv_policy`, and with Python hooks, a second
+            run would not be the first again: there the generation's own lanes write, speculation is off, and what never ran is NaN.
 
         Returns
         -------
@@ -405,40 +414,45 @@ class Model:
         """
         s = self._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments})
         if capture is not None:
-            self._check_capture(capture, s)
-        results = self._run(prompt, n, s)
-        for result in results if capture is not None else ():
+            names_of(self.config, s.n_steps).select(capture)
+        live = capture is not None and (s.kv_policy != 0 or bool(self._hooks.get()))
+        results = self._run(prompt, n, s, capture if live else None)
+        for result in results if capture is not None and not live else ():
             result.cache = self._capture(result, capture, s)
         _, batch = self._many(prompt)
         per_prompt: list[Any] = [results[i : i + n] if n > 1 else results[i] for i in range(0, len(results), n)]
         return per_prompt if batch else per_prompt[0]
-
-    def _check_capture(self, capture: Filter, s: Settings) -> None:
-        """What can not be run again is refused before anything is generated."""
-        if s.kv_policy:
-            raise ValueError("capture needs kv_policy='full': under another policy a second run does not see the same keys and values")
-        if self._hooks.get():
-            raise ValueError("capture does not go with Python hooks in generate: they would see other arrays; use edits")
-        names_of(self.config, s.n_steps).select(capture)
 
     def _capture(self, made: Generation, capture: Filter | None, s: Settings) -> ActivationCache:
         """A forward over all that was run. By the one answer these are the bits the generation had."""
         ids = (made.prompt_token_ids + made.token_ids)[: len(made.prompt_token_ids) + max(len(made.token_ids) - 1, 0)]
         steps = s.exit_at_step + 1 if s.exit_at_step >= 0 else s.n_steps
         run = Forward(self, [ids], steps, "none", edits=s.edits, prompt_length=len(made.prompt_token_ids))
+        run.turns = None if s.turns is None else list(s.turns)
         run.capture = CapturePlan(self.config, steps, [len(ids)], capture)
         run.capture.check()
         return run.cache(run.run())
 
-    def _run(self, prompt: Batch, n: int, s: Settings) -> list[Generation]:
-        """All samples of all prompts, in order, by an engine that this thread steps."""
+    def _run(self, prompt: Batch, n: int, s: Settings, capture: Filter | None = None) -> list[Generation]:
+        """All samples of all prompts, in order, by an engine that this thread steps; with `capture` it sees them as they run."""
         if n < 1:
             raise ValueError(f"n is {n}, expected 1 or more")
-        prompts, _ = self._many(prompt)
-        shared = None if n * len(prompts) > 1 else 0  # beginnings in common; all that counts is when the last one ends
+        prompts = [ids for ids in self._many(prompt)[0] for _ in range(n)]
+        if s.turns is not None:
+            if capture is not None:
+                raise ValueError("this program runs one forward for each token, and Python hooks see them all: take edits, or no capture")
+            return [generate_in_order(self, ids, s, self._hooks.get()) for ids in prompts]
+        shared = None if len(prompts) > 1 else 0  # beginnings in common; all that counts is when the last one ends
+        live: list[LiveCapture | None] = [None] * len(prompts)
+        if capture is not None:
+            depth, s = s.exit_at_step + 1 if s.exit_at_step >= 0 else s.n_steps, replace(s, speculate=0)
+            live = [LiveCapture(self, capture, depth, len(ids) + s.max_new_tokens - 1) for ids in prompts]
         with Engine(self, background=False, prefix_cache_bytes=shared, prefill_lanes=MAX_LANES) as engine:
-            handles = [engine._submit(ids, s, sample, self._hooks.get()) for ids in prompts for sample in range(n)]
-            return [handle.result() for handle in handles]
+            handles = [engine._submit(ids, s, i % n, self._hooks.get(), live[i]) for i, ids in enumerate(prompts)]
+            results = [handle.result() for handle in handles]
+        for result, kept in zip(results, live, strict=True):
+            result.cache = None if kept is None else kept.cache(result)
+        return results
 
     def _stream(self, ids: list[int], s: Settings) -> Iterator[str]:
         """Pieces of text of one prompt; what is wrong with it is raised at once."""

@@ -61,10 +61,110 @@ def test_capture_under_exit_and_speculation(controls, prompts):
     z = made.cache["logits"][:, 0, len(prompts[1]) - 1 :]
     assert [int(z[step, i].argmax()) for i, step in enumerate(made.exit_steps)] == made.token_ids
     assert made.cache.n_steps == (2 if "exit_at_step" in controls else 4)
-    with pytest.raises(ValueError, match="kv_policy"):
-        model.generate(prompts[0], capture="state", kv_policy="last_step")
     with pytest.raises(KeyError, match="near: state"):
         model.generate(prompts[0], capture="states")
+
+
+@pytest.mark.parametrize("controls", [{}, {"exit_threshold": 0.6}, {"exit_at_step": 1}], ids=str)
+def test_capture_with_hooks(controls, prompts):
+    """The lanes that ran write; with a hook that is an edit these are the bits of a second run with the edit."""
+    model, points = load("trained", "bfloat16"), ["resid_post", "pattern", "gate_pdf", "gate_logit", "state"]
+    more = {"max_new_tokens": 9, "eos_token_id": [], "capture": points, **controls}
+    with model.hooks([("blocks.2.hook_mlp_out", lambda x, hook: 2 * x)]):
+        made = model.generate(prompts[:2], n=2, temperature=0.8, seed=3, **more)
+    again = model.generate(prompts[:2], n=2, temperature=0.8, seed=3, edits=[Scale("mlp_out", 2.0, layers=[2])], **more)
+    for a, b in zip([x for row in made for x in row], [x for row in again for x in row], strict=True):
+        assert a.token_ids == b.token_ids and a.cache.token_ids == b.cache.token_ids and list(a.cache) == list(b.cache)
+        n, last = len(a.prompt_token_ids), a.exit_steps[-1]
+        for name in a.cache:
+            x, y = a.cache[name], b.cache[name]
+            assert x.shape == y.shape
+            axis = 2 if "pattern" in name else 1
+            np.testing.assert_array_equal(x.take(range(n), axis), y.take(range(n), axis), err_msg=name)
+            if f"steps.{last}." in name:        # what never ran is NaN, all else is equal
+                np.testing.assert_array_equal(x, y, err_msg=name)
+            ran = ~np.isnan(x)
+            np.testing.assert_array_equal(x[ran], y[ran], err_msg=name)
+
+
+@pytest.mark.parametrize("policy", ["last_step", "average", "first_step", "last_exited"])
+def test_capture_under_a_cache_policy(policy, prompts):
+    model, n = load("trained", "bfloat16"), len(prompts[1])
+    more = {"max_new_tokens": 12, "eos_token_id": [], "kv_policy": policy, "exit_threshold": 0.6}
+    plain = model.generate(prompts[1], **more)
+    made = model.generate(prompts[1], capture=["state", "logits", "gate_logit"], **more)
+    assert made.token_ids == plain.token_ids and made.logprobs == plain.logprobs and made.exit_steps == plain.exit_steps
+    assert made.cache["state"].shape == (4, 1, n + 11, 128)
+    for i, step in enumerate(made.exit_steps):
+        assert int(made.cache["logits"][step, 0, n - 1 + i].argmax()) == made.token_ids[i]
+        assert np.isnan(made.cache["state"][:, 0, n - 1 + i]).any(-1).tolist() == [i > 0 and t > step for t in range(4)]
+    full = model.run_with_cache(prompts[1], "state")[1]
+    np.testing.assert_array_equal(made.cache["state"][:, :, :n], full["state"])
+
+
+PROGRAMS = {
+    "skip": ouro.LoopProgram().skip_step(1),
+    "skip some": ouro.LoopProgram().skip_step(2, pos=slice(-2, None)),
+    "freeze": ouro.LoopProgram().freeze_attention(0, steps=[1, 3]),
+    "replace": ouro.LoopProgram().replace_state(0, 3).noise(2, 0.1, seed=4),
+    "depth": ouro.LoopProgram().steps_per_position({0: 1, 2: 3, 14: 2}),
+    "repeat": ouro.LoopProgram().repeat_step(2, 2),
+    "swap": ouro.LoopProgram().swap_steps(1, 2).skip_step(0, pos=[3]),
+    "layers": ouro.LoopProgram().layers(2, [0, 1, 1, 2, 3]).noise(1, 0.05),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=list(PROGRAMS))
+def test_programs_in_generate(program, prompts):
+    model, steer = load("trained", "bfloat16"), [Add("resid_post", VECTOR, 0.3, layers=[2], steps=[1])]
+    more = {"max_new_tokens": 7, "eos_token_id": [], "program": program, "edits": steer, "logprobs": 2}
+    made, n = model.generate(prompts[0], capture=["state", "logits"], **more), len(prompts[0])
+    assert made.cache["state"].shape == (4, 1, n + 6, 128) and made.stats.tokens == 7
+    assert [int(z.argmax()) for z in made.cache["logits"][-1, 0, n - 1 :]] == made.token_ids
+    for top, token, p in zip(made.top_logprobs, made.token_ids, made.logprobs, strict=True):
+        assert next(iter(top)) == token and abs(top[token] - p) < 1e-6
+    again = model.generate(prompts[0], speculate=False, **more)
+    assert again.token_ids == made.token_ids and again.exit_steps == made.exit_steps == [3] * 7
+
+
+def test_programs_and_their_limits(prompts):
+    model = load("trained", "bfloat16")
+    skip, swap = PROGRAMS["skip"], PROGRAMS["swap"]
+    fewer = model.generate(prompts, max_new_tokens=12, eos_token_id=[], n_steps=3)
+    skipped = model.generate(prompts, max_new_tokens=12, eos_token_id=[], program=skip)
+    assert [g.token_ids for g in skipped] == [g.token_ids for g in fewer]
+    with ouro.Engine(model) as engine:
+        assert engine.submit(prompts[0], max_new_tokens=12, eos_token_id=[], program=skip).result().token_ids == fewer[0].token_ids
+        with pytest.raises(ValueError, match="lanes of an engine's pass"):
+            engine.submit(prompts[0], program=swap)
+    for wrong in ({"temperature": 1.0}, {"exit_threshold": 0.5}, {"kv_policy": "last_step"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            model.generate(prompts[0], program=swap, **wrong)
+    text = model.generate("One day", max_new_tokens=20, program=swap)
+    stop = text.text[4:7]
+    assert stop and model.generate("One day", max_new_tokens=20, program=swap, stop=stop).text == text.text[: text.text.index(stop)]
+
+
+def test_hooks_in_an_engine(prompts):
+    """Each request has its own, and what one raises ends that request only."""
+    model, more = load("trained", "bfloat16"), {"max_new_tokens": 10, "eos_token_id": []}
+    plain, doubled = model.generate(prompts[0], **more), model.generate(prompts[0], edits=[Scale("mlp_out", 2.0, layers=[2])], **more)
+
+    def double(x, hook):
+        return 2 * x
+
+    def fail(x, hook):
+        if hook.pos[-1] > len(prompts[0]) + 2:
+            raise ArithmeticError(hook.name)
+
+    where = "blocks.2.hook_mlp_out"
+    with ouro.Engine(model) as engine:
+        good, bad, other = (engine.submit(prompts[0], fwd_hooks=h, **more) for h in ([(where, double)], [(where, fail)], ()))
+        assert good.result().token_ids == doubled.token_ids and other.result().token_ids == plain.token_ids
+        with pytest.raises(ArithmeticError, match=where):
+            bad.result()
+        assert bad.generation.token_ids == plain.token_ids[: len(bad.generation.token_ids)]
+        assert engine.submit(prompts[0], **more).result().token_ids == plain.token_ids
 
 
 def test_engine_takes_edits(prompts):

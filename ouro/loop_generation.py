@@ -1,0 +1,75 @@
+"""Greedy generation under a program that runs steps or layers in another order.
+
+The lanes of an engine's pass go through the same layers together, each at its own step; where steps have layer orders of their
+own, or the steps themselves come in another order, that is not so. Here each new token takes one forward over the whole
+sequence (`ouro.forward.Forward`), which follows any program: exact, and quadratic in the length.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro.edits import FwdHooks
+from ouro.errors import ContextLengthError
+from ouro.forward import Forward
+from ouro.generation import Generation, Request, Settings, stats_of
+
+if TYPE_CHECKING:
+    from ouro.model import Model
+
+STOP, LENGTH = 1, 2  # csrc/engine/engine.h, ouro_finish
+
+
+def _refuse(s: Settings) -> None:
+    wrong = {"temperature": s.temperature != 0, "repetition_penalty": s.repetition_penalty != 1, "exit_at_step": s.exit_at_step >= 0,
+             "exit_threshold or exit_rule": s.exit_rule.kind != 0, "weighted_exit": s.weighted_exit, "kv_policy": s.kv_policy != 0,
+             "follow": bool(s.follow)}  # fmt: skip
+    named = [name for name, on in wrong.items() if on]
+    if named:
+        raise ValueError(f"a program that orders steps or layers anew generates greedily, all steps: not with {', '.join(named)}")
+
+
+def generate_in_order(model: Model, prompt: list[int], s: Settings, fwd_hooks: FwdHooks) -> Generation:
+    """One continuation of `prompt`, a forward for each token."""
+    _refuse(s)
+    if len(prompt) + s.max_new_tokens > model.config.n_ctx:
+        raise ContextLengthError(f"{len(prompt)} tokens and {s.max_new_tokens} new ones exceed the context of {model.config.n_ctx}")
+    request, ids, lanes, seconds = Request(prompt, s, model.tokenizer), list(prompt), 0, [0.0, 0.0]
+    for i in range(s.max_new_tokens):
+        begin = time.perf_counter()
+        run = Forward(model, [ids], s.n_steps, edits=s.edits, hooks=fwd_hooks, turns=list(s.turns or ()), prompt_length=len(prompt))
+        trace = run.run()
+        assert trace.logits is not None
+        z = trace.logits[0, 0, -1]
+        token = int(z.argmax())
+        ids.append(token)
+        lanes += (len(ids) - 1) * len(s.turns or ())
+        seconds[i > 0] += time.perf_counter() - begin
+        finish = STOP if token in s.stop_ids else LENGTH if i + 1 == s.max_new_tokens else 0
+        counts = _counts(prompt, i + 1, lanes, len(s.turns or ()), seconds)
+        top, logprobs = np.argsort(-z, kind="stable")[: s.n_top], _log_softmax(z)
+        event = (0, token, float(logprobs[token]), s.n_steps - 1, finish, trace.exit_pdf[:, 0, -1].tolist(), top.tolist(),
+                 logprobs[top].tolist(), counts, None)  # fmt: skip
+        if request.take(event):  # a stop string
+            request.result.stats = stats_of(counts)
+            request.end("stop")
+        if request.done:
+            break
+    if request.error is not None:
+        raise request.error
+    return request.result
+
+
+def _log_softmax(z: NDArray[np.float32]) -> NDArray[np.float64]:
+    x = z.astype(np.float64) - float(z.max())
+    return np.asarray(x - np.log(np.exp(x).sum()))
+
+
+def _counts(prompt: list[int], tokens: int, lanes: int, turns: int, seconds: list[float]) -> dict[str, Any]:
+    return {"passes": tokens * turns, "lanes": lanes, "prompt_tokens": len(prompt), "prefix_tokens": 0, "tokens": tokens,
+            "prefill_seconds": seconds[0], "decode_seconds": seconds[1], "cache_bytes": 0, "guesses": 0, "kept": 0, "dropped": 0,
+            "first_tried": 0, "first_right": 0, "second_tried": 0, "second_right": 0}  # fmt: skip
