@@ -158,7 +158,7 @@ class Settings:
     kv_policy: int
     follow: tuple[int, ...]
     edits: tuple[Edit, ...] = ()  # those of a program first
-    turns: tuple[Turn, ...] | None = None  # passes of a program that orders steps or layers anew
+    turns: tuple[Turn, ...] | None = None  # passes of a program that orders steps or layers anew: set by who knows the model
 
 
 def settings(
@@ -185,7 +185,6 @@ def settings(
     follow: Sequence[int] | None = None,
     edits: Sequence[Edit] = (),
     program: LoopProgram | None = None,
-    n_layers: int = 0,
 ) -> Settings:
     """Check what contradicts itself; ranges are checked by the core."""
     asked = {"exit_at_step": exit_at_step is not None, "exit_threshold": exit_threshold is not None,
@@ -210,7 +209,6 @@ def settings(
         if not isinstance(edit, Edit):
             raise TypeError(f"an edit is made by a class of ouro.edits, got {edit!r}")
     changes = [] if program is None else program.edits(steps)
-    turns = tuple(program.turns(steps, n_layers)) if program is not None and program.reorders else None
     if any(isinstance(edit, Carry) for edit in changes):  # its memory has one row for a position: no guesses beside it
         speculate = False
     strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
@@ -223,7 +221,7 @@ def settings(
         min_p=min_p, repetition_penalty=repetition_penalty, stop=strings, stop_ids=tuple(ids),
         seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed, n_top=logprobs or 0,
         want_top=logprobs is not None, speculate={False: 0, True: 1, "auto": 2}[speculate],
-        kv_policy=KV_POLICIES.index(kv_policy), follow=tuple(int(i) for i in follow or ()), edits=(*changes, *edits), turns=turns,
+        kv_policy=KV_POLICIES.index(kv_policy), follow=tuple(int(i) for i in follow or ()), edits=(*changes, *edits),
     )  # fmt: skip
 
 

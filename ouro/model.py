@@ -350,7 +350,11 @@ class Model:
     def _settings(self, *, chat: bool, arguments: Mapping[str, Any]) -> Settings:
         refuse_unknown(arguments)
         stop_ids = self.tokenizer.stop_ids(chat=chat) if self.tokenizer else []
-        return settings(trained_steps=self.config.n_steps, default_stop_ids=stop_ids, n_layers=self.config.n_layers, **arguments)
+        s = settings(trained_steps=self.config.n_steps, default_stop_ids=stop_ids, **arguments)
+        program: LoopProgram | None = arguments.get("program")
+        if program is None or not program.reorders:
+            return s
+        return replace(s, turns=tuple(program.turns(s.n_steps, self.config.n_layers)))
 
     @overload
     def generate(
