@@ -154,6 +154,20 @@ class LabelledArray:
     def _like(self, values: NDArray[Any], dims: tuple[str, ...], coords: Mapping[str, Any]) -> LabelledArray:
         return LabelledArray(values, dims, coords, name=self.name, attrs=self.attrs, plotter=self.plotter)
 
+    def with_values(self, values: ArrayLike, *, name: str | None = None, attrs: Mapping[str, Any] | None = None) -> LabelledArray:
+        """Other values of the same shape on the same axes and coordinates; name and attributes unless given.
+
+        >>> from ouro.labelled import LabelledArray
+        >>> a = LabelledArray([1.0, 2.0], ("step",), name="loss")
+        >>> a.with_values(a.values - 1, name="above").sel(step=1).values
+        array(1.)
+        """
+        given = np.asarray(values)
+        if given.shape != self.shape:
+            raise ValueError(f"values have shape {given.shape}, expected {self.shape}")
+        chosen = self.attrs if attrs is None else attrs
+        return LabelledArray(given, self.dims, self._coords, name=name or self.name, attrs=chosen, plotter=self.plotter)
+
     # -- picking -----------------------------------------------------------------------------------------------------
 
     def isel(self, **indices: Any) -> LabelledArray:

@@ -179,6 +179,29 @@ def test_names_of_transformer_lens(tiny):
     np.testing.assert_array_equal(heads.sel(point="v").values, values.values)
     by_pos = patching.get_act_patch_attn_head_out_by_pos(tiny, corrupted, cache, metric, steps=[0], layers=[1], progress=False)
     assert by_pos.shape == (1, 1, 9, 4)
+    some = {"steps": [1], "layers": [2], "progress": False}
+    every = patching.get_act_patch_attn_head_by_pos_every(tiny, corrupted, cache, metric, **some)
+    for name, short in (("out", "z"), ("q", "q"), ("k", "k"), ("v", "v")):
+        one = getattr(patching, f"get_act_patch_attn_head_{name}_by_pos")(tiny, corrupted, cache, metric, **some)
+        np.testing.assert_array_equal(every.sel(point=short).values, one.values)
+    assert patching.get_act_patch_attn_head_v_by_pos.__name__ == "get_act_patch_attn_head_v_by_pos"
+
+
+def test_patterns_are_patched_by_whole_runs(tiny, tmp_path):
+    clean, corrupted = pair("trained", 9)
+    _, cache = tiny.run_with_cache(clean, "pattern")
+    places = {"steps": [0, 3], "layers": [0, 2], "progress": False, "save_to": tmp_path / "p.npz"}
+    found = patching.get_act_patch_attn_head_pattern_all_pos(tiny, corrupted, cache, 5, heads=[1, 3], **places)
+    rows = patching.get_act_patch_attn_head_pattern_by_pos(tiny, corrupted, cache, 5, steps=[3], layers=[2], heads=[3], progress=False)
+    assert found.dims == ("step", "layer", "head") and found.shape == (2, 2, 2) and rows.shape == (1, 1, 9, 1)
+    edit = ouro.edits.Swap("pattern", cache, steps=[3], layers=[2], heads=[3])
+    z = tiny.trace(corrupted, edits=[edit], logits="last").logits[-1, 0, -1].astype(np.float64)
+    assert found.sel(step=3, layer=2, head=3).values == pytest.approx(z[5] - np.log(np.exp(z - z.max()).sum()) - z.max(), abs=1e-9)
+    assert found.sel(step=0, layer=0, head=1).values != found.attrs["corrupted"]
+    again = patching.get_act_patch_attn_head_pattern_all_pos(tiny, corrupted, cache, 5, heads=[1, 3], **places)
+    np.testing.assert_array_equal(again.values, found.values)
+    with pytest.raises(ValueError, match=r"expected \(1, 8\)"):
+        patching.get_act_patch_attn_head_pattern_all_pos(tiny, corrupted[:8], cache, 5)
 
 
 def test_a_sweep_goes_on_where_it_was(tiny, tmp_path):
@@ -186,7 +209,7 @@ def test_a_sweep_goes_on_where_it_was(tiny, tmp_path):
     whole, calls = sweep(tiny, clean, corrupted, lambda z: z[:, -1, 5], progress=False), []
 
     def metric(z):
-        if len(calls) == 1:
+        if len(calls) == 2:  # the first call is for the unchanged run
             raise KeyboardInterrupt
         calls.append(len(z))
         return z[:, -1, 5]
@@ -194,15 +217,17 @@ def test_a_sweep_goes_on_where_it_was(tiny, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(tiny, clean, corrupted, metric, save_to=path, progress=False)
     done = np.load(path)["done"].sum()
-    assert done == sum(calls) == 128
-    calls.clear()
-    calls.append(0)
-    calls.append(0)
+    assert done == sum(calls[1:]) == 128
+    calls[:] = [0, 0, 0]
     found = sweep(tiny, clean, corrupted, metric, save_to=path, progress=False)
     np.testing.assert_array_equal(found.values, whole.values)
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match="holds another sweep"):
         sweep(tiny, clean, corrupted, metric, points="attn_out", save_to=path, progress=False)
+    with pytest.raises(ValueError, match="holds another sweep"):  # a function of the same name that measures something else
+        metric_of = {"z": lambda z: z[:, -1, 6]}["z"]
+        metric_of.__qualname__ = metric.__qualname__
+        sweep(tiny, clean, corrupted, metric_of, save_to=path, progress=False)
     path.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="not a saved sweep"):
         sweep(tiny, clean, corrupted, metric, save_to=path, progress=False)
@@ -218,7 +243,7 @@ def test_attribution_adds_up():
         assert early.attrs["total"] == pytest.approx(early.attrs["logit"], abs=2e-4) and early["head"].shape[0] == 2
 
 
-def test_causal_tracing(tiny):
+def test_causal_tracing(tiny, tmp_path):
     prompt = "Ann is the boss of Bob. Who is the boss of Bob?"
     found = patching.causal_trace(tiny, prompt, " Ann", subject="Ann", samples=3, positions=[0, -1], progress=False)
     assert found["restored"].dims == ("step", "layer", "pos") and found.attrs["subject"] == [0]
@@ -228,6 +253,10 @@ def test_causal_tracing(tiny):
     assert float(first["restored"].values[0, 0, 0]) == pytest.approx(first.attrs["clean"])
     again = patching.causal_trace(tiny, prompt, " Ann", subject="Ann", samples=3, positions=[0, -1], progress=False)
     np.testing.assert_array_equal(found["effect"].values, again["effect"].values)
+    kept = {"samples": 2, "positions": [0], "progress": False, "save_to": tmp_path / "trace.npz"}
+    one, two = (patching.causal_trace(tiny, prompt, " Ann", subject="Ann", **kept) for _ in range(2))
+    np.testing.assert_array_equal(one["effect"].values, two["effect"].values)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["trace.0.npz", "trace.1.npz"]
     with pytest.raises(ValueError, match="does not stand in the prompt"):
         patching.causal_trace(tiny, prompt, " Ann", subject="Zed")
 
@@ -264,7 +293,7 @@ def test_wrong_arguments(tiny):
         ForkSet(load("tiny-one-step"), [1] * 100_000)
 
 
-def test_path_patching_against_the_oracle():
+def test_path_patching_against_the_oracle(tmp_path):
     """One sender, two receivers: the oracle with the same two runs."""
     model, oracle = load("tiny-gqa-tied", "float32"), HookOracle(FIXTURES / "tiny-gqa-tied")
     clean, corrupted = pair("tiny-gqa-tied", 7)
@@ -285,7 +314,12 @@ def test_path_patching_against_the_oracle():
     patched = oracle(corrupted, edit=lambda name, x: received[name] if name in ends else None)[last][-1]
     place, metric = {"steps": [0], "layers": [1], "heads": [4]}, (3, 9)
     receivers = [patching.Receiver("q", 1, 2), patching.Receiver("resid_pre", -1, 0)]
-    found = patching.path_patching(model, clean, corrupted, metric, receivers=receivers, **place, progress=False)
+    more = {"progress": False, "save_to": tmp_path / "paths.npz"}
+    found = patching.path_patching(model, clean, corrupted, metric, receivers=receivers, **place, **more)
+    again = patching.path_patching(model, clean, corrupted, metric, receivers=receivers, **place, **more)
+    assert found.values.item() == again.values.item()
+    with pytest.raises(ValueError, match="holds another sweep"):
+        patching.path_patching(model, clean, corrupted, metric, **place, **more)
     assert found.values.item() == pytest.approx(patched[3] - patched[9], abs=2e-3)
     found = patching.path_patching(model, clean, corrupted, metric, **place, progress=False)
     assert found.values.item() == pytest.approx(direct[3] - direct[9], abs=2e-3)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ouro.labelled import LabelledArray
 from ouro.patching.metric import Metric
+from ouro.patching.patterns import pattern_sweep
 from ouro.patching.sweep import sweep
 
 if TYPE_CHECKING:
@@ -48,17 +49,32 @@ def _named(point: str, axes: tuple[str, ...], what: str) -> Patch:
     return patch
 
 
-_BY_POSITION, _BY_HEAD = ("step", "layer", "pos"), ("step", "layer", "head")
+def _patterns(axes: tuple[str, ...], what: str) -> Patch:
+    def patch(
+        model: Model, corrupted_tokens: Tokens, clean_cache: ActivationCache, patching_metric: Metric, **arguments: Any
+    ) -> LabelledArray:
+        return pattern_sweep(model, corrupted_tokens, clean_cache, one_by_one(patching_metric), axes=axes, **arguments)
+
+    patch.__doc__ = f"Replace {what}: [{', '.join(axes)}], a whole run for each. See `pattern_sweep`."
+    return patch
+
+
+_BY_POSITION, _BY_HEAD, _BY_BOTH = ("step", "layer", "pos"), ("step", "layer", "head"), ("step", "layer", "pos", "head")
 
 get_act_patch_resid_pre = _named("resid_pre", _BY_POSITION, "the residual stream before a layer")
 get_act_patch_resid_mid = _named("resid_mid", _BY_POSITION, "the residual stream between attention and feed-forward")
 get_act_patch_attn_out = _named("attn_out", _BY_POSITION, "what attention adds")
 get_act_patch_mlp_out = _named("mlp_out", _BY_POSITION, "what the feed-forward adds")
-get_act_patch_attn_head_out_by_pos = _named("z", ("step", "layer", "pos", "head"), "one head's output at one position")
+get_act_patch_attn_head_out_by_pos = _named("z", _BY_BOTH, "one head's output at one position")
 get_act_patch_attn_head_out_all_pos = _named("z", _BY_HEAD, "one head's output at all positions")
 get_act_patch_attn_head_q_all_pos = _named("q", _BY_HEAD, "one head's queries at all positions")
 get_act_patch_attn_head_k_all_pos = _named("k", _BY_HEAD, "one head's keys at all positions")
 get_act_patch_attn_head_v_all_pos = _named("v", _BY_HEAD, "one head's values at all positions")
+get_act_patch_attn_head_q_by_pos = _named("q", _BY_BOTH, "one head's query at one position")
+get_act_patch_attn_head_k_by_pos = _named("k", _BY_BOTH, "one head's key at one position")
+get_act_patch_attn_head_v_by_pos = _named("v", _BY_BOTH, "one head's value at one position")
+get_act_patch_attn_head_pattern_all_pos = _patterns(_BY_HEAD, "one head's attention pattern")
+get_act_patch_attn_head_pattern_by_pos = _patterns(_BY_BOTH, "one head's attention pattern at one attending position")
 
 
 def get_act_patch_block_every(
@@ -69,14 +85,26 @@ def get_act_patch_block_every(
     return sweep(model, clean_cache, corrupted_tokens, one_by_one(patching_metric), points=points, axes=_BY_POSITION, **arguments)
 
 
-def get_act_patch_attn_head_all_pos_every(
-    model: Model, corrupted_tokens: Tokens, clean_cache: ActivationCache, patching_metric: Metric, **arguments: Any
-) -> LabelledArray:
-    """Each head's output, queries, keys and values at all positions: [point, step, layer, head].
+def _every(axes: tuple[str, ...], what: str) -> Patch:
+    def patch(
+        model: Model, corrupted_tokens: Tokens, clean_cache: ActivationCache, patching_metric: Metric, **arguments: Any
+    ) -> LabelledArray:
+        c = model.config
+        if c.n_heads != c.n_key_value_heads:
+            raise ValueError(f"keys and values have {c.n_key_value_heads} heads, queries {c.n_heads}: sweep them apart")
+        points = ("z", "q", "k", "v")
+        return sweep(model, clean_cache, corrupted_tokens, one_by_one(patching_metric), points=points, axes=axes, **arguments)
 
-    With grouped heads keys and values have fewer heads than queries: then sweep them apart.
-    """
-    points = ("z", "q", "k", "v")
-    if model.config.n_heads != model.config.n_key_value_heads:
-        raise ValueError(f"keys and values have {model.config.n_key_value_heads} heads, queries {model.config.n_heads}: sweep them apart")
-    return sweep(model, clean_cache, corrupted_tokens, one_by_one(patching_metric), points=points, axes=_BY_HEAD, **arguments)
+    patch.__doc__ = f"""Each head's output, queries, keys and values {what}: [point, {", ".join(axes)}].
+
+    Patterns, which TransformerLens adds, need whole runs: `get_act_patch_attn_head_pattern_{"by" if "pos" in axes else "all"}_pos`. With
+    grouped heads keys and values have fewer heads than queries: then sweep them apart."""
+    return patch
+
+
+get_act_patch_attn_head_all_pos_every = _every(_BY_HEAD, "at all positions")
+get_act_patch_attn_head_by_pos_every = _every(_BY_BOTH, "at one position")
+
+for _name, _function in list(globals().items()):
+    if _name.startswith("get_act_patch_"):
+        _function.__name__ = _function.__qualname__ = _name

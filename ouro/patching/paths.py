@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-from tqdm.auto import tqdm
 
 from ouro.cache import ActivationCache
 from ouro.edits import Edit, Swap
 from ouro.hooks import point
 from ouro.labelled import LabelledArray
 from ouro.patching.metric import Metric, measure_of, metric_name
-from ouro.patching.sweep import places_of
+from ouro.patching.store import ValueStore
+from ouro.patching.sweep import places_of, sweep_key
 
 if TYPE_CHECKING:
     from ouro.model import Model, Tokens
@@ -51,6 +50,7 @@ def path_patching(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     at: int | Sequence[int] = -1,
+    save_to: str | Path | None = None,
     progress: bool = True,
 ) -> LabelledArray:
     """Replace what each head sends by what it sent in the clean run, along paths to the receivers only.
@@ -76,6 +76,8 @@ def path_patching(
         Senders; all unless given.
     at
         Positions whose logits the metric sees.
+    save_to
+        A file that keeps the values as they come; path patching that was stopped goes on from it.
     progress
         Show a progress bar.
 
@@ -103,17 +105,24 @@ def path_patching(
     coords = {"step": places_of("step", n_steps, steps), "layer": places_of("layer", c.n_layers, layers),
               "head": places_of("head", c.n_heads, heads)}  # fmt: skip
     baseline = value(tokens, [])
-    values = np.full([len(x) for x in coords.values()], baseline)
     todo = list(itertools.product(*coords.values()))
-    for i, (step, layer, head) in enumerate(tqdm(todo, desc="path patching", unit="sender", disable=not progress, delay=1.0, leave=False)):
+    where = None if ends is None else [list(r) for r in ends]
+    key = sweep_key(model, tokens, good_cache.stack("z"), None, point="path", coords=coords, at=seen, metric=metric_name(metric),
+                    corrupted=baseline, n_steps=n_steps, through_mlp=through_mlp, receivers=where)  # fmt: skip
+    store = ValueStore(save_to, key, len(todo))
+
+    def sender(step: int, layer: int, head: int) -> float:
         behind = None if ends is None else [r for r in ends if (r.step, r.layer) > (step, layer)]
         if behind == []:
-            continue
+            return baseline
         sent = [*_frozen(bad_cache, through_mlp), Swap("z", good_cache, steps=[step], layers=[layer], heads=[head])]
-        values.reshape(-1)[i] = value(tokens, sent if behind is None else _received(model, tokens, n_steps, sent, behind))
+        return value(tokens, sent if behind is None else _received(model, tokens, n_steps, sent, behind))
+
+    store.fill(todo, lambda place: sender(*place), desc="path patching", unit="sender", progress=progress)
     attrs = {"clean": value(good, []), "corrupted": baseline, "metric": metric_name(metric),
              "source": "Wang et al. 2022, arXiv 2211.00593"}  # fmt: skip
-    return LabelledArray(values, tuple(coords), coords, name="path_patched", attrs=attrs)
+    values = store.values.reshape([len(x) for x in coords.values()])
+    return LabelledArray(values, tuple(coords), coords, name="path_patched", attrs=attrs, plotter="plot_patching")
 
 
 def _checked(r: Receiver, model: Model, n_steps: int) -> Receiver:
@@ -130,4 +139,3 @@ def _received(model: Model, tokens: list[int], n_steps: int, sent: list[Edit], e
     _, cache = model.run_with_cache(tokens, names, n_steps=n_steps, logits="none", edits=sent)
     more: list[dict[str, Any]] = [{} if r.heads is None else {"heads": list(r.heads)} for r in ends]
     return [Swap(name, cache, **m) for name, m in zip(names, more, strict=True)]
-

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
-WRITE_SECONDS = 5.0  # at most this much work is lost
+WRITE_SECONDS = 5.0  # between two writes while values come; a kill loses what came since, and the chunk under way
 
 
 class ValueStore:
@@ -53,6 +55,18 @@ class ValueStore:
         self.values[at] = values
         self.done[at] = True
         if time.monotonic() - self._written > WRITE_SECONDS:
+            self.write()
+
+    def fill(self, todo: Sequence[Any], value: Callable[[Any], float], *, desc: str, unit: str, progress: bool) -> None:
+        """Compute what is missing, one by one, with a progress bar; written at the end, after an error and after Ctrl-C too."""
+        left = np.flatnonzero(~self.done)
+        bar = tqdm(total=len(todo), initial=len(todo) - len(left), desc=desc, unit=unit, disable=not progress, delay=1.0, leave=False)
+        try:
+            with bar:
+                for i in left.tolist():
+                    self.put(np.array([i]), np.array([value(todo[i])]))
+                    bar.update()
+        finally:
             self.write()
 
     def write(self) -> None:

@@ -58,7 +58,7 @@ def _fork(where: dict[str, int], sizes: dict[str, int], window: int) -> Fork:
     return Fork(*ends("step"), layer0, layer1, *ends("pos"), where.get("head", -1))
 
 
-def _key(
+def sweep_key(
     model: Model, tokens: list[int], source: NDArray[np.float32], embeddings: NDArray[np.float32] | None, **rest: Any
 ) -> dict[str, Any]:
     """What a saved sweep is a sweep of."""
@@ -148,6 +148,7 @@ def sweep(
     seen = places_of("position", len(tokens), [at] if isinstance(at, int) else at)
     given = None if embeddings is None else np.asarray(embeddings, np.float32)
     forks = ForkSet(model, tokens, n_steps=n_steps, embeddings=given, max_lanes=max_lanes)
+    corrupted_value = float(measure(forks.logits(forks.states()[-1:, seen]))[0])  # in the key: two functions may share a name
     results = []
     for name in names:
         headed = layer_point(name).by_head
@@ -158,15 +159,15 @@ def sweep(
         chosen = {"step": steps, "layer": layers, "pos": positions, "head": heads}
         coords = {axis: places_of(axis, sizes[axis], chosen[axis]) for axis in axes}
         todo = [_fork(dict(zip(axes, place, strict=True)), sizes, window) for place in itertools.product(*coords.values())]
-        key = _key(model, tokens, source, given, point=name, axes=list(axes), coords=coords, window=window, at=seen,
-                   metric=metric_name(metric), n_steps=n_steps)  # fmt: skip
+        key = sweep_key(model, tokens, source, given, point=name, axes=list(axes), coords=coords, window=window, at=seen,
+                        metric=metric_name(metric), corrupted=corrupted_value, n_steps=n_steps)  # fmt: skip
         path = None if save_to is None else Path(save_to) if len(names) == 1 else Path(save_to).with_suffix(f".{name}.npz")
         store = ValueStore(path, key, len(todo))
         _run(forks, name, todo, source, seen, measure, store, max_bytes, progress)
         results.append(store.values.reshape([len(c) for c in coords.values()]))
     attrs = {
         "clean": _clean_value(model, clean, seen, n_steps, measure),
-        "corrupted": float(measure(forks.logits(forks.states()[-1:, seen]))[0]),
+        "corrupted": corrupted_value,
         "metric": metric_name(metric), "point": names[0] if len(names) == 1 else names, "variants": len(todo) * len(names),
         "forwards": forks.lane_layers / forks.forward_lane_layers,
     }  # fmt: skip

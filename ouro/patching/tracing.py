@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def causal_trace(
     point, window
         What is put back ("resid_post"; "mlp_out" and "attn_out" usually with a window of several layers), see `sweep`.
     **arguments
-        To `sweep`: n_steps, steps, layers, positions, progress, ...
+        To `sweep`: n_steps, steps, layers, positions, progress, `save_to` (a file for each noise draw), ...
 
     Returns
     -------
@@ -82,10 +83,12 @@ def causal_trace(
         return np.exp(log_softmax(logits[:, -1])[:, wanted])
 
     found: list[LabelledArray] = []
-    for _ in range(samples):
+    save_to = arguments.pop("save_to", None)
+    for draw in range(samples):
         noised = embeddings.copy()
         noised[hidden] += rng.normal(0.0, scale, (len(hidden), embeddings.shape[1])).astype(np.float32)
-        found.append(sweep(model, cache, tokens, probability, points=point, window=window, embeddings=noised, **arguments))
+        path = None if save_to is None else Path(save_to).with_suffix(f".{draw}.npz")
+        found.append(sweep(model, cache, tokens, probability, points=point, window=window, embeddings=noised, save_to=path, **arguments))
     corrupted = float(np.mean([f.attrs["corrupted"] for f in found]))
     states = model.trace(tokens, n_steps=n_steps, logits="last")
     assert states.logits is not None
@@ -93,12 +96,10 @@ def causal_trace(
     mean = np.mean([f.values for f in found], axis=0)
     attrs = {"clean": clean, "corrupted": corrupted, "subject": hidden, "point": point, "window": window, "samples": samples,
              "source": "Meng et al. 2022, arXiv 2202.05262"}  # fmt: skip
-    first, coords = found[0], found[0]._coords
-    kind: dict[str, Any] = {"plotter": "plot_patching"}
     return LabelledSet(
         {
-            "restored": LabelledArray(mean, first.dims, coords, attrs={"units": "probability", "corrupted": corrupted}, **kind),
-            "effect": LabelledArray(mean - corrupted, first.dims, coords, attrs={"units": "probability"}, **kind),
+            "restored": found[0].with_values(mean, attrs={"units": "probability", "corrupted": corrupted}),
+            "effect": found[0].with_values(mean - corrupted, attrs={"units": "probability"}),
         },
         title="causal tracing", attrs=attrs, plotter="plot_patching",
     )  # fmt: skip
