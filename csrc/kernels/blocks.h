@@ -45,7 +45,8 @@ typedef struct v_job {
     float *scratch;             /* [T * L][16] f32, int kinds: accumulators that do not fit in registers */
     size_t far;                 /* bytes ahead that the block asks for its own weights; 0: it does not */
     int asks;                   /* it does, or for those of the next short matrix */
-    uintptr_t soon, soon_end;   /* weights of the next block of tiles, to be asked for meanwhile */
+    size_t soon_part;           /* bytes of the next block of tiles that each group of lanes asks for meanwhile */
+    uintptr_t soon, soon_end;   /* the part of this group */
     int soon_lines;             /* of 64 bytes, for each four units (float kinds) or each group of k */
 } v_job;
 

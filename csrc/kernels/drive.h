@@ -81,30 +81,36 @@ static int set_end(v_kind kind, const ouro_acts *x, int lane, int end)
     return sets == 1 ? end : lane + (groups + sets - 1) / sets * group_lanes(kind);
 }
 
-/* end of the group of lanes that begins at `lane`, the first of `groups`: what is left of the set in nearly equal parts */
-static int group_end(int lane, int end, int groups) { return lane + (end - lane + groups - 1) / groups; }
+/* A set of lanes in groups of nearly equal size: the first `longer` have one lane more than the others. Worked out once a set:
+ * a division between two blocks is long enough to be seen. */
+typedef struct v_groups { int count, lanes, longer; } v_groups;
+
+static v_groups groups_in(v_kind kind, int lanes)
+{
+    int count = groups_of(kind, lanes);
+    return (v_groups){count, lanes / count, lanes % count};
+}
 
 /* Who asks memory for weights? A single group of lanes for its own, ahead of itself, when it is slower than memory. Of
  * several, each asks for a part of the tiles that come next, and they are there when their turn comes. */
 static void job_asks(v_job *j, v_kind kind, int tiles, int lanes)
 {
     size_t groups = (size_t)groups_of(kind, lanes), lines = j->tile_bytes * (size_t)tiles / 64;
-    size_t steps = (size_t)(is_int(kind) ? j->units : j->units / 4) * groups;
+    size_t steps = (size_t)(is_int(kind) ? j->units : j->units / 4), part = (lines + groups - 1) / groups;
     j->far = groups == 1 ? V_AHEAD(kind, lanes) : 0;
     j->asks = j->far || (groups == 1 && j->is_short);
-    j->soon_lines = groups == 1 ? 0 : (int)((lines + steps - 1) / steps);
+    j->soon_lines = groups == 1 ? 0 : (int)((part + steps - 1) / steps);
+    j->soon_part = part * 64;
 }
 
 /* the part of the next `tiles` tiles (of short ones: of those at the same place of the next matrix) that group `at` of
  * the set asks for */
-static void job_soon(v_job *j, int tiles, int at, int groups)
+static void job_soon(v_job *j, int tiles, int at)
 {
-    size_t bytes = (size_t)tiles * j->tile_bytes, lines = bytes / 64;
-    uintptr_t next = (uintptr_t)j->w + (j->is_short ? j->next : bytes);
-    j->soon = j->soon_end = next;
-    if (j->soon_lines == 0) return;
-    j->soon = next + lines * (size_t)at / (size_t)groups * 64;
-    j->soon_end = next + lines * (size_t)(at + 1) / (size_t)groups * 64;
+    uintptr_t next = (uintptr_t)j->w + (j->is_short ? j->next : (size_t)tiles * j->tile_bytes);
+    uintptr_t end = next + (size_t)tiles * j->tile_bytes;
+    j->soon = next + (size_t)at * j->soon_part;
+    j->soon_end = j->soon + j->soon_part < end ? j->soon + j->soon_part : end;
 }
 
 static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1, float *out,
@@ -119,15 +125,15 @@ static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *
     int step = V_TILES(kind, lane1 - lane0);
     for (int begin = lane0, end; begin < lane1; begin = end) {
         end = set_end(kind, x, begin, lane1);
-        const int groups = groups_of(kind, end - begin);
         job_asks(&j, kind, step, end - begin);
+        const v_groups groups = groups_in(kind, end - begin);
         for (int tile = tile0; tile < tile1; tile += step)
-            for (int lane = begin, next, at = 0; lane < end; lane = next, at++) {
-                next = group_end(lane, end, groups - at);
+            for (int lane = begin, at = 0, n; at < groups.count; lane += n, at++) {
+                n = groups.lanes + (at < groups.longer);
                 job_at(&j, w, tile, x, lane);
-                job_soon(&j, step, at, groups);
+                job_soon(&j, step, at);
                 j.out = out + (size_t)lane * out_stride + (size_t)tile * OURO_TILE;
-                run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, next - lane, step);
+                run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, n, step);
             }
     }
 }
@@ -152,19 +158,19 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
     j.out_stride = 2 * (size_t)step * OURO_TILE;
     for (int begin = lane0, end; begin < lane1; begin = end) {
         end = set_end(kind, x, begin, lane1);
-        const int groups = groups_of(kind, end - begin);
         job_asks(&j, kind, 2 * step, end - begin);
+        const v_groups groups = groups_in(kind, end - begin);
         for (int pair = pair0, pairs; pair < pair1; pair += pairs) {
             pairs = pair + step <= pair1 ? step : 1;
-            for (int lane = begin, next, at = 0; lane < end; lane = next, at++) {
-                next = group_end(lane, end, groups - at);
+            for (int lane = begin, at = 0, n; at < groups.count; lane += n, at++) {
+                n = groups.lanes + (at < groups.longer);
                 job_at(&j, w, 2 * pair, x, lane);
-                job_soon(&j, 2 * step, at, groups);
+                job_soon(&j, 2 * step, at);
                 j.out = both;
                 uint8_t *to = (uint8_t *)out + (size_t)lane * stride + (size_t)pair * OURO_TILE * element;
-                for (int l = 0; l < next - lane; l++) V_PREFETCH_OUT(to + (size_t)l * stride);
-                run_blocks(&j, kind, 2 * pairs, next - lane, most);
-                for (int l = 0; l < next - lane; l++)
+                for (int l = 0; l < n; l++) V_PREFETCH_OUT(to + (size_t)l * stride);
+                run_blocks(&j, kind, 2 * pairs, n, most);
+                for (int l = 0; l < n; l++)
                     for (int p = 0; p < pairs; p++)
                         store_swiglu(both + (size_t)l * j.out_stride + (size_t)p * 2 * OURO_TILE,
                                      to + (size_t)l * stride + (size_t)p * OURO_TILE * element, kind == V_BF16);
