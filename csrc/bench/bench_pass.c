@@ -3,7 +3,7 @@
  *   bench_pass [bf16|int8|int4|f32] [lanes|prefill|context|attend|threads] [layers = 6] [threads] [kv = bf16|int8]
  *
  *   lanes      a pass of 1 to 8 lanes: time, ratio to one lane, GB/s of weights against a plain read of the same bytes
- *   prefill    512 positions in chunks of 256, tokens/s as 24 layers and 4 steps would have it
+ *   prefill    512 positions in chunks of 64 to 512, tokens/s as 24 layers and 4 steps would have it
  *   context    one lane at 64 to 32 K positions: time, and bytes of weights and cache per second
  *   attend     256 positions behind 0 to 8 K others
  *   threads    one lane and 256 with 1, as many, twice and four times as many threads as processors
@@ -30,6 +30,7 @@
 #define REPEATS 15
 #define MAX_PASS_LANES 8
 #define CHUNK 256
+#define PROMPT 512               /* positions of a prompt, and most lanes of a pass */
 
 /* With one thread its processor time, which others on the machine disturb less; else the clock on the wall. */
 static clockid_t which_clock = CLOCK_MONOTONIC;
@@ -133,7 +134,7 @@ static void seat_free(const ouro_workspace *ws, seat s, int positions)
     free(s.pages);
 }
 
-static float *hidden;                                   /* [CHUNK][d_model] */
+static float *hidden;                                   /* [PROMPT][d_model] */
 
 static double pass(ouro_workspace *ws, ouro_lane *lanes, int n)
 {
@@ -200,24 +201,30 @@ static void lanes_table(ouro_workspace *ws)
     for (int i = 0; i < MAX_PASS_LANES; i++) seat_free(ws, seats[i], 64);
 }
 
-/* a chunk of positions [from, from + CHUNK), one step */
-static double chunk_pass(ouro_workspace *ws, seat s, int from)
+/* a chunk of positions [from, from + n), one step */
+static double chunk_pass(ouro_workspace *ws, seat s, int from, int n)
 {
-    static ouro_lane lanes[CHUNK];
-    for (int i = 0; i < CHUNK; i++) lanes[i] = (ouro_lane){.pos = from + i, .pages = s.pages};
-    return pass(ws, lanes, CHUNK);
+    static ouro_lane lanes[PROMPT];
+    for (int i = 0; i < n; i++) lanes[i] = (ouro_lane){.pos = from + i, .pages = s.pages};
+    return pass(ws, lanes, n);
 }
 
 static void prefill_table(ouro_workspace *ws)
 {
-    double took[REPEATS];
-    seat s = seat_new(ws, 2 * CHUNK);
-    for (int r = 0; r < 5; r++) took[r] = chunk_pass(ws, s, 0) + chunk_pass(ws, s, CHUNK);
-    double t = least(took, 5), layers = ws->model->config.n_layers;
-    double work = 2.0 * layers * (4.0 * 2048 * 2048 + 3.0 * 2048 * 5632) * 2 * CHUNK * 1e-9;
-    printf("prefill of 512: %.2f tokens/s with 24 layers and 4 steps, %.0f GFLOP/s of products\n",
-           2 * CHUNK / (t * 4.0 * 24.0 / layers), work / t);
-    seat_free(ws, s, 2 * CHUNK);
+    double took[4][5], layers = ws->model->config.n_layers;
+    double work = 2.0 * layers * (4.0 * 2048 * 2048 + 3.0 * 2048 * 5632) * PROMPT * 1e-9;
+    seat s = seat_new(ws, PROMPT);
+    for (int r = 0; r < 5; r++)
+        for (int i = 0; i < 4; i++) {
+            took[i][r] = 0.0;
+            for (int from = 0, n = 64 << i; from < PROMPT; from += n) took[i][r] += chunk_pass(ws, s, from, n);
+        }
+    printf("%d positions; tokens/s with 24 layers and 4 steps\n%7s %9s %25s\n", PROMPT, "chunk", "tokens/s", "GFLOP/s of products");
+    for (int i = 0; i < 4; i++) {
+        double t = least(took[i], 5);
+        printf("%7d %9.2f %25.0f\n", 64 << i, PROMPT / (t * 4.0 * 24.0 / layers), work / t);
+    }
+    seat_free(ws, s, PROMPT);
 }
 
 static void attend_table(ouro_workspace *ws)
@@ -228,7 +235,7 @@ static void attend_table(ouro_workspace *ws)
     printf("%7s %9s %30s\n", "behind", "ms", "GFLOP/s beyond the first row");
     for (int i = 0; i < 5; i++) {
         double took[3];
-        for (int r = 0; r < 3; r++) took[r] = chunk_pass(ws, s, behind[i]);
+        for (int r = 0; r < 3; r++) took[r] = chunk_pass(ws, s, behind[i], CHUNK);
         double t = least(took, 3), work = 4.0 * 2048 * CHUNK * (behind[i] + from) * layers * 1e-9;
         if (i == 0) base = t;
         double more = work - 4.0 * 2048 * CHUNK * from * layers * 1e-9;
@@ -272,7 +279,7 @@ static void threads_table(const ouro_model *m, ouro_kv_dtype kv)
     for (int r = 0; r < REPEATS; r++)
         for (int i = 0; i < 4; i++) took[i][r] = pass(ws[i], &lane, 1);
     for (int r = 0; r < 3; r++)
-        for (int i = 0; i < 4; i++) chunk[i][r] = chunk_pass(ws[i], s, 0);
+        for (int i = 0; i < 4; i++) chunk[i][r] = chunk_pass(ws[i], s, 0, CHUNK);
     printf("%d processors\n%8s %14s %16s\n", processors, "threads", "one lane, ms", "256 lanes, ms");
     for (int i = 0; i < 4; i++)
         printf("%8d %14.2f %16.1f\n", counts[i], least(took[i], REPEATS) * 1e3, least(chunk[i], 3) * 1e3);
@@ -287,7 +294,7 @@ int main(int argc, char **argv)
     ouro_kv_dtype kv = argc > 5 && !strcmp(argv[5], "int8") ? OURO_KV_INT8 : OURO_KV_BF16;
     if (!strcmp(compute, "f32")) kv = OURO_KV_F32;
     ouro_model *m = make_model(compute, layers);
-    hidden = ouro_alloc((size_t)CHUNK * 2048 * sizeof(float));
+    hidden = ouro_alloc((size_t)PROMPT * 2048 * sizeof(float));
     ouro_workspace *ws;
     if (ouro_workspace_new(m, kv, threads, &ws)) die("workspace");
     if (ws->n_threads == 1 && strcmp(what, "threads")) which_clock = CLOCK_THREAD_CPUTIME_ID;
