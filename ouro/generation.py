@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -112,27 +112,34 @@ class Generation:
 
 
 class GenerationArguments(TypedDict, total=False):
-    """Arguments that `generate`, `stream`, `chat` and `chat_stream` share; `settings` has the defaults."""
+    """Arguments that `generate`, `stream`, `chat` and `chat_stream` share: type and default of each."""
 
-    n_steps: int | None
-    exit_at_step: int | None
-    exit_threshold: float | None
-    exit_rule: ExitRule | None
-    weighted_exit: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    stop: str | Sequence[str] | None
-    eos_token_id: int | Sequence[int] | None
-    seed: int | None
-    logprobs: int | None
-    speculate: bool | Literal["auto"]
-    kv_policy: KVPolicy
-    follow: Sequence[int] | None
-    edits: Sequence[Edit]
-    program: LoopProgram | None
+    n_steps: Annotated[int | None, None]
+    exit_at_step: Annotated[int | None, None]
+    exit_threshold: Annotated[float | None, None]
+    exit_rule: Annotated[ExitRule | None, None]
+    weighted_exit: Annotated[bool, False]
+    temperature: Annotated[float, 0.0]
+    top_k: Annotated[int, 0]
+    top_p: Annotated[float, 1.0]
+    min_p: Annotated[float, 0.0]
+    repetition_penalty: Annotated[float, 1.0]
+    stop: Annotated[str | Sequence[str] | None, None]
+    eos_token_id: Annotated[int | Sequence[int] | None, None]
+    seed: Annotated[int | None, None]
+    logprobs: Annotated[int | None, None]
+    speculate: Annotated[bool | Literal["auto"], "auto"]
+    kv_policy: Annotated[KVPolicy, "full"]
+    follow: Annotated[Sequence[int] | None, None]
+    edits: Annotated[Sequence[Edit], ()]
+    program: Annotated[LoopProgram | None, None]
+
+
+PARAMETERS = {
+    name: Parameter(name, Parameter.KEYWORD_ONLY, default=kind.__metadata__[0], annotation=kind.__origin__)
+    for name, kind in get_type_hints(GenerationArguments, include_extras=True).items()
+}
+AS_GIVEN = ("weighted_exit", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # the core checks and takes these
 
 
 @dataclass(frozen=True)
@@ -162,66 +169,44 @@ class Settings:
 
 
 def settings(
-    *,
-    trained_steps: int,
-    default_stop_ids: Sequence[int],
-    max_new_tokens: int,
-    n_steps: int | None = None,
-    exit_at_step: int | None = None,
-    exit_threshold: float | None = None,
-    exit_rule: ExitRule | None = None,
-    weighted_exit: bool = False,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    stop: str | Sequence[str] | None = None,
-    eos_token_id: int | Sequence[int] | None = None,
-    seed: int | None = None,
-    logprobs: int | None = None,
-    speculate: bool | Literal["auto"] = "auto",
-    kv_policy: KVPolicy = "full",
-    follow: Sequence[int] | None = None,
-    edits: Sequence[Edit] = (),
-    program: LoopProgram | None = None,
+    *, trained_steps: int, default_stop_ids: Sequence[int], max_new_tokens: int, **arguments: Unpack[GenerationArguments]
 ) -> Settings:
     """Check what contradicts itself; ranges are checked by the core."""
-    asked = {"exit_at_step": exit_at_step is not None, "exit_threshold": exit_threshold is not None,
-             "exit_rule": exit_rule is not None, "weighted_exit": weighted_exit}  # fmt: skip
-    named = [name for name, on in asked.items() if on]
+    a: dict[str, Any] = {name: p.default for name, p in PARAMETERS.items()} | dict(arguments)
+    asked = ("exit_at_step", "exit_threshold", "exit_rule", "weighted_exit")
+    named = [name for name in asked if a[name] is not None and a[name] is not False]
     if len(named) > 1:
         raise ValueError(f"{' and '.join(named)} contradict each other: give one of them")
-    steps = trained_steps if n_steps is None else n_steps
+    steps, exit_at_step, rule = trained_steps if a["n_steps"] is None else a["n_steps"], a["exit_at_step"], a["exit_rule"]
     if exit_at_step is not None and not 0 <= exit_at_step < steps:
         raise ValueError(f"exit_at_step is {exit_at_step}, expected 0 to {steps - 1} (0-based, {steps} steps)")
-    if exit_threshold is not None:
-        exit_rule = QExit(exit_threshold)
-    if exit_rule is not None and not isinstance(exit_rule, ExitRule):
-        raise TypeError(f"exit_rule is {exit_rule!r}, expected a rule of ouro.exits")
-    if speculate not in (True, False, "auto"):
-        raise ValueError(f"speculate is {speculate!r}, expected True, False or 'auto'")
-    if kv_policy not in KV_POLICIES:
-        raise ValueError(f"kv_policy is {kv_policy!r}, expected one of {', '.join(KV_POLICIES)}")
-    if seed is not None and not 0 <= seed < 1 << 64:
+    if a["exit_threshold"] is not None:
+        rule = QExit(a["exit_threshold"])
+    if rule is not None and not isinstance(rule, ExitRule):
+        raise TypeError(f"exit_rule is {rule!r}, expected a rule of ouro.exits")
+    if a["speculate"] not in (True, False, "auto"):
+        raise ValueError(f"speculate is {a['speculate']!r}, expected True, False or 'auto'")
+    if a["kv_policy"] not in KV_POLICIES:
+        raise ValueError(f"kv_policy is {a['kv_policy']!r}, expected one of {', '.join(KV_POLICIES)}")
+    seed = int.from_bytes(os.urandom(8), "little") if a["seed"] is None else a["seed"]
+    if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
-    for edit in edits:
+    for edit in a["edits"]:
         if not isinstance(edit, Edit):
             raise TypeError(f"an edit is made by a class of ouro.edits, got {edit!r}")
-    changes = [] if program is None else program.edits(steps)
+    changes = [] if a["program"] is None else a["program"].edits(steps)
     if any(isinstance(edit, Carry) for edit in changes):  # its memory has one row for a position: no guesses beside it
-        speculate = False
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        a["speculate"] = False
+    strings = (a["stop"],) if isinstance(a["stop"], str) else tuple(a["stop"] or ())
     if any(not isinstance(s, str) or not s for s in strings):
-        raise ValueError(f"stop is {stop!r}, expected text or a list of texts, none empty")
-    ids = default_stop_ids if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
+        raise ValueError(f"stop is {a['stop']!r}, expected text or a list of texts, none empty")
+    eos = default_stop_ids if a["eos_token_id"] is None else a["eos_token_id"]
     return Settings(
         max_new_tokens=max_new_tokens, n_steps=steps, exit_at_step=-1 if exit_at_step is None else exit_at_step,
-        exit_rule=exit_rule or NO_EXIT, weighted_exit=weighted_exit, temperature=temperature, top_k=top_k, top_p=top_p,
-        min_p=min_p, repetition_penalty=repetition_penalty, stop=strings, stop_ids=tuple(ids),
-        seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed, n_top=logprobs or 0,
-        want_top=logprobs is not None, speculate={False: 0, True: 1, "auto": 2}[speculate],
-        kv_policy=KV_POLICIES.index(kv_policy), follow=tuple(int(i) for i in follow or ()), edits=(*changes, *edits),
+        exit_rule=rule or NO_EXIT, stop=strings, stop_ids=(eos,) if isinstance(eos, int) else tuple(eos), seed=seed,
+        n_top=a["logprobs"] or 0, want_top=a["logprobs"] is not None, speculate={False: 0, True: 1, "auto": 2}[a["speculate"]],
+        kv_policy=KV_POLICIES.index(a["kv_policy"]), follow=tuple(int(i) for i in a["follow"] or ()), edits=(*changes, *a["edits"]),
+        **{name: a[name] for name in AS_GIVEN},
     )  # fmt: skip
 
 
@@ -231,15 +216,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def takes_generation_arguments(function: Function) -> Function:
     """Show the arguments behind `**arguments`, with their defaults, in the signature of a function."""
     own = signature(function)
-    shared = [p for p in signature(settings).parameters.values() if p.name in GenerationArguments.__annotations__]
     before = [p for p in own.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-    function.__signature__ = own.replace(parameters=[*before, *shared])  # type: ignore[attr-defined]
+    function.__signature__ = own.replace(parameters=[*before, *PARAMETERS.values()])  # type: ignore[attr-defined]
     return function
 
 
 def refuse_unknown(arguments: Iterable[str]) -> None:
     """TypeError for a name that is no generation argument, with the one that was probably meant."""
-    known = [*GenerationArguments.__annotations__, "max_new_tokens", "n"]
+    known = [*PARAMETERS, "max_new_tokens", "n"]
     for name in arguments:
         if name not in known:
             raise TypeError(f"unknown generation argument '{name}'{did_you_mean(name, known)}")

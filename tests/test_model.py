@@ -14,7 +14,7 @@ from paths import FIXTURES
 
 import ouro
 from ouro import _core
-from ouro.generation import GenerationArguments, settings
+from ouro.generation import settings
 
 STORY = "One day Ann took"
 
@@ -140,8 +140,10 @@ def test_arguments_are_in_the_signature_and_misspelt_ones_refused(tiny):
         found = inspect.signature(call).parameters
         assert {name: found[name].default for name in shared} == shared and "max_new_tokens" in found
     assert inspect.signature(tiny.generate).parameters["n"].default == 1
-    inside = set(inspect.signature(settings).parameters) - {"trained_steps", "default_stop_ids", "max_new_tokens"}
-    assert inside == set(GenerationArguments.__annotations__)
+    made = settings(trained_steps=4, default_stop_ids=[7], max_new_tokens=1)  # what the defaults come to
+    assert (made.n_steps, made.exit_at_step, made.stop_ids, made.speculate, made.kv_policy) == (4, -1, (7,), 2, 0)
+    with pytest.raises(ValueError, match="exit_at_step and exit_threshold contradict each other"):
+        tiny.generate(STORY, exit_at_step=0, exit_threshold=0.0)  # 0 is something, not nothing
     for call in (tiny.generate, tiny.stream):
         with pytest.raises(TypeError, match="'temprature'; did you mean 'temperature'"):
             call(STORY, temprature=1.0)

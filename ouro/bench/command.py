@@ -60,7 +60,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--speculate", action="store_true", help="decode with speculation over steps too")
     p.add_argument("--against", type=_list_of(RUNTIMES), default=[], metavar="torch,llama.cpp",
                    help="peers, in turns with ours; llama.cpp is built once in $OURO_BENCH_CACHE (~/.cache/ouro-bench)")  # fmt: skip
-    p.add_argument("--batch", type=_numbers, metavar="N,...", help="instead: so many requests at once, e.g. 1,2,4,8,16")
+    p.add_argument("--batch", type=_numbers, metavar="N,...",
+                   help="instead: so many requests at once, e.g. 1,2,4,8,16; with 1 also its latency beside prompts")  # fmt: skip
     p.add_argument("--exit-threshold", type=float, default=0.5, help="q of Q-exit with --batch (default: %(default)s)")
     p.add_argument("--log", type=Path, metavar="FILE", help="add the JSON line to FILE; its rounds of the same settings count too")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw the roofline (needs matplotlib)")
@@ -100,7 +101,8 @@ def measure(a: argparse.Namespace, directory: Path, threads: int, report: Report
         with candidates(directory, compute, a.against, threads) as runners:
             if a.batch:
                 batched += run_batched(runners, a.batch, a.new, a.rounds, a.exit_threshold)
-                latency.append(latency_line(runners[0], a.new, a.rounds))
+                if 1 in a.batch:
+                    latency.append(latency_line(runners[0], a.new, a.rounds))
                 continue
             rows = [Row(runner.entry) for runner in runners]
             for i, task in itertools.product(range(a.rounds), tasks_of(a)):
