@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_type_hints
@@ -347,14 +347,8 @@ class Request:
         return 0
 
 
-def stats_of(s: dict[str, Any]) -> GenerationStats:
-    """The core's counts (csrc/engine/engine.h, ouro_stats) as a `GenerationStats`."""
-    return GenerationStats(
-        passes=s["passes"], lanes=s["lanes"], prompt_tokens=s["prompt_tokens"], prefix_tokens=s["prefix_tokens"],
-        tokens=s["tokens"],
-        prefill_seconds=s["prefill_seconds"], decode_seconds=s["decode_seconds"], cache_bytes=s["cache_bytes"],
-        guesses=s["guesses"], kept=s["kept"], dropped=s["dropped"],
-        lookups=s["lookups"], lookups_kept=s["lookups_kept"],
-        p1=s["first_right"] / s["first_tried"] if s["first_tried"] else math.nan,
-        p2=s["second_right"] / s["second_tried"] if s["second_tried"] else math.nan,
-    )  # fmt: skip
+def stats_of(s: Mapping[str, Any]) -> GenerationStats:
+    """The core's counts (csrc/engine/engine.h, ouro_stats) as a `GenerationStats`; what is not counted is 0."""
+    counts = {name: s[name] for name in GenerationStats.__dataclass_fields__ if name in s}
+    p1, p2 = (s[f"{at}_right"] / s[f"{at}_tried"] if s.get(f"{at}_tried") else math.nan for at in ("first", "second"))
+    return GenerationStats(**{**counts, "p1": p1, "p2": p2})
