@@ -41,7 +41,7 @@ static void compare_norms(const ouro_kernels *k, uint64_t *seed, int n)
         k->keep_row(x, n, kept + shift);
         k->keep_done();
         CHECK_SAME(x, kept + shift, (size_t)n, "%s keep_row n %d", k->name, n);
-        CHECK(kept[n + shift] == 7.0f);
+        EXPECT(kept[n + shift] == 7.0f, "%s keep_row n %d wrote behind the row", k->name, n);
     }
 }
 
