@@ -36,7 +36,7 @@ static int add_readout(ouro_engine *e, ouro_request *r, ouro_node *n)
 int ouro_after_pass(ouro_engine *e)
 {
     int d = e->ws->model->config.d_model, status = OURO_OK;
-    bool room = ouro_room_for_guesses(e);
+    int lanes = ouro_lanes_to_come(e);
     e->n_readouts = 0;
     for (int i = 0; status == OURO_OK && i < e->n_lanes; i++) {
         ouro_request *r = e->riders[i].request;
@@ -52,7 +52,7 @@ int ouro_after_pass(ouro_engine *e)
         n->step++;
         ouro_signal_states(&n->signal, n->h, n->before, n->before2, d);
         if (n->decided) continue;
-        bool reads = r->params.weighted_exit || (r->exit_needs & OURO_NEED_READOUT) || (room && ouro_guessing(r));
+        bool reads = r->params.weighted_exit || (r->exit_needs & OURO_NEED_READOUT) || ouro_reads_to_guess(r, lanes);
         if (!(r->exit_needs & OURO_NEED_READOUT)) ask_rule(r, n);
         if (reads || n->leaves) status = add_readout(e, r, n);
     }

@@ -86,8 +86,10 @@ void ouro_after_readout(ouro_engine *e, ouro_request *r, ouro_node *n, const our
 
 /* ---- speculate.c */
 bool ouro_guessing(const ouro_request *r);
-/* Whether the pass behind the one that has just run will have lanes for guesses; before its steps are counted. */
-bool ouro_room_for_guesses(const ouro_engine *e);
+/* Lanes of decoding that the pass behind the one that has just run has anyway; before its steps are counted. */
+int ouro_lanes_to_come(const ouro_engine *e);
+/* Whether a request reads out only to guess, when so many lanes come. */
+bool ouro_reads_to_guess(const ouro_request *r, int lanes);
 /* Compares the guesses of a decided node with its token. */
 void ouro_count_guesses(ouro_stats *s, const ouro_node *n, int32_t token);
 /* Compares the coming token of a request with what its repeats would have given. */

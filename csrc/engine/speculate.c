@@ -5,6 +5,7 @@
 #include "ouro_status.h"
 
 #define FREE_LANES 6             /* lanes of a pass that cost next to nothing: room for guesses */
+#define CHEAP_LANES 12           /* up to here a lane costs less than a guess brings that is mostly right */
 #define MOST_GUESSES 3           /* successors of one node */
 
 bool ouro_guessing(const ouro_request *r)
@@ -62,7 +63,14 @@ static int decoding_lanes(const ouro_engine *e)
     return lanes;
 }
 
-bool ouro_room_for_guesses(const ouro_engine *e)
+/* Up to how many decoding lanes a pass gets guesses of a request: more when its step-0 readouts have been right three times of five. */
+static int most_lanes(const ouro_request *r)
+{
+    int64_t tried = r->stats.first_tried, right = r->stats.first_right;
+    return tried >= 8 && 5 * right >= 3 * tried ? CHEAP_LANES : FREE_LANES;
+}
+
+int ouro_lanes_to_come(const ouro_engine *e)
 {
     int lanes = 0;
     for (const ouro_request *r = e->requests; r; r = r->next) {
@@ -70,8 +78,10 @@ bool ouro_room_for_guesses(const ouro_engine *e)
         for (const ouro_node *n = r->nodes; n; n = n->next) lanes += n->step + 1 < r->depth;
         lanes += r->lead && r->lead->step + 1 >= r->depth;       /* another takes its place */
     }
-    return lanes < FREE_LANES;
+    return lanes;
 }
+
+bool ouro_reads_to_guess(const ouro_request *r, int lanes) { return lanes < most_lanes(r) && ouro_guessing(r); }
 
 /* The node's parent has changed its mind since it made this guess. */
 static bool is_stale(const ouro_node *n)
@@ -102,8 +112,8 @@ static int32_t guess_behind(ouro_request *r, const ouro_node *n)
  * because it may have been right, but nothing new follows it. */
 static void spawn(ouro_engine *e, ouro_request *r, int *lanes)
 {
-    int limit = r->n_prompt + r->params.max_new_tokens - 2;      /* the last position that is ever run */
-    for (ouro_node *n = r->nodes; n && *lanes < FREE_LANES; n = n->next) {
+    int limit = r->n_prompt + r->params.max_new_tokens - 2, most = most_lanes(r);    /* limit: the last position that is ever run */
+    for (ouro_node *n = r->nodes; n && *lanes < most; n = n->next) {
         if ((n != r->lead && !n->speculative) || n->pos >= limit || is_stale(n)) continue;
         bool looks_up = n->step == 0 && !n->decided;
         int32_t token = guess_behind(r, n);
