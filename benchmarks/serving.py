@@ -1,11 +1,11 @@
 """What requests of one engine cost each other, and what they save.
 
-    python benchmarks/serving.py MODEL [latency] [reuse] [--prompt 256] [--new 8]
+    python benchmarks/serving.py MODEL [latency] [reuse] [passes] [--prompt 256] [--new 8]
 
 latency: one request decodes, plain; the time between its tokens is taken alone, and while a prompt is read under several
 `prefill_lanes`, beside how fast that prompt is read. reuse: the time to the first token of a prompt, cold, and when an
-earlier request had the same beginning. (Tokens per second of many requests together: `ouro bench --batch`.) Prints tables and one
-JSON line.
+earlier request had the same beginning. passes: what a pass of so many lanes costs, without readouts. (Tokens per second of many
+requests together: `ouro bench --batch`.) Prints tables and one JSON line.
 """
 
 from __future__ import annotations
@@ -58,6 +58,23 @@ def first_token(model: ouro.Model, *, shared: int, own: int) -> dict[str, float]
     return {"cold": seconds[0], "reused": seconds[1], "prefix_tokens": g.stats.prefix_tokens, "prompt_tokens": shared + own}
 
 
+def pass_times(model: ouro.Model, requests: int, new: int) -> list[float]:
+    """Seconds of the steps of so many plain requests in which nothing is read or decided: passes of that many lanes."""
+    log: list[dict[str, Any]] = []
+    found = []
+    with ouro.Engine(model, background=False, prefix_cache_bytes=0, prefill_lanes=256, log=log) as engine:
+        for i in range(requests):
+            engine.submit(tokens(model, 16, 1 + i), max_new_tokens=new, **PLAIN)
+        more = True
+        while more:
+            begin = time.perf_counter()
+            more = engine.step()
+            seconds = time.perf_counter() - begin
+            if not log[-1]["events"] and [lane[1] for lane in log[-1]["lanes"]] == ["lead"] * requests:
+                found.append(seconds)
+    return found
+
+
 def say(text: str) -> None:
     print(text, flush=True)
 
@@ -79,17 +96,25 @@ def reuse(model: ouro.Model, prompt: int) -> dict[str, float]:
     return r
 
 
+def passes(model: ouro.Model, new: int) -> dict[str, float]:
+    found = {n: 1e3 * float(np.median(pass_times(model, n, new))) for n in (1, 2, 3, 4, 6, 8, 12, 16)}
+    say("| lanes of a pass |" + "".join(f" {n} |" for n in found) + "\n|---|" + "---|" * len(found))
+    say("| ms |" + "".join(f" {ms:.1f} |" for ms in found.values()))
+    return {str(n): ms for n, ms in found.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("what", nargs="*", default=["latency", "reuse"], help="latency, reuse (default: both)")
+    p.add_argument("what", nargs="*", default=["latency", "reuse"], help="latency, reuse, passes (default: the first two)")
     p.add_argument("--compute", help="default: that of the model")
     p.add_argument("--prompt", type=int, default=256, help="tokens of a prompt that is read (default: %(default)s)")
     p.add_argument("--new", type=int, default=8, help="tokens of each request (default: %(default)s)")
     a = p.parse_args(argv)
     model = ouro.load(a.model, compute=a.compute)
     model.generate(tokens(model, 8, 9), max_new_tokens=2, **PLAIN)
-    parts = {"latency": lambda: latency(model, a.prompt, a.new), "reuse": lambda: reuse(model, a.prompt)}
+    parts = {"latency": lambda: latency(model, a.prompt, a.new), "reuse": lambda: reuse(model, a.prompt),
+             "passes": lambda: passes(model, a.new)}  # fmt: skip
     print(json.dumps({"compute": model.compute, **{what: parts[what]() for what in a.what}}))
 
 
