@@ -134,28 +134,32 @@ V_INLINE void unit_bf16(const int T, const int L, const v_job *j, const uint8_t 
     }
 }
 
-V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_job *given)
+/* all units of the block; weights are asked for between the products, for in bursts many requests are dropped */
+V_INLINE void units_float(const v_kind kind, const int T, const int L, const int asks, const v_job *j, vf *acc)
 {
-    const v_job job = *given, *j = &job;
-    vf acc[V_MAX_TILES * V_LANES];
-    block_open(T, L, j, acc);
     const uint8_t *w = j->w, *x[V_BASES];
     bases_open(L, j->x, j->stride, x);
     const int step = kind == V_MIXED ? 8 : 4;       /* bytes of a lane that meet one unit */
     uintptr_t soon = j->soon;
     for (int u = 0; u < j->units; u += 4, w += 4 * 64, bases_step(L, 4 * step, x)) {
-        if (j->asks) {
-            const uintptr_t far = ahead(T, j, w);
-            V_UNROLL for (int i = 0; i < 4; i++)
-                V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(far + (size_t)t * j->tile_bytes + 64 * i);
-        }
-        for (int i = 0; i < j->soon_lines && soon < j->soon_end; i++, soon += 64) V_PREFETCH(soon);
+        const uintptr_t far = asks ? ahead(T, j, w) : 0;
+        for (int i = 0; !asks && i < j->soon_lines && soon < j->soon_end; i++, soon += 64) V_PREFETCH(soon);
         V_UNROLL for (int i = 0; i < 4; i++) {
+            if (asks) V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(far + (size_t)t * j->tile_bytes + 64 * i);
             if (kind == V_F32) unit_f32(T, L, j, w + 64 * i, x, step * i, acc);
             else if (kind == V_MIXED) unit_mixed(T, L, j, w + 64 * i, x, step * i, acc);
             else unit_bf16(T, L, j, w + 64 * i, x, step * i, acc);
         }
     }
+}
+
+V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_job *given)
+{
+    const v_job job = *given, *j = &job;
+    vf acc[V_MAX_TILES * V_LANES];
+    block_open(T, L, j, acc);
+    if (j->asks) units_float(kind, T, L, 1, j, acc);
+    else units_float(kind, T, L, 0, j, acc);
     block_close(T, L, j, acc);
 }
 

@@ -24,7 +24,7 @@
  * prefetch. Requests into the second-level cache are dropped by Zen 4 when they come too fast, and tie up the few miss
  * buffers of the first when they go there. Measured on one core (docs/speed.md). */
 #define V_AHEAD(kind, lanes) \
-    ((kind) == V_BF16 ? (lanes) <= 4 ? 1024 : 4096 : \
+    ((kind) == V_BF16 ? (lanes) <= 6 ? 1024 : 8192 : \
      (kind) == V_INT8 ? (lanes) <= 3 ? 1024 : 4096 : \
      (kind) == V_INT4 ? (lanes) == 1 ? 1024 : 8192 : (lanes) >= ((kind) == V_MIXED ? 3 : 5) ? 8192 : 0)
 /* the instances X(kind, tiles, lanes) of a register block */
