@@ -161,7 +161,8 @@ class _Shared:
             self.thread.join()
         with self.changed:
             self._end_all(None)
-            self._last, self._core = self.core.stats(), None  # its memory goes
+            # the core drops what was cancelled in its next step, which does not come: its memory goes as a whole
+            self._last, self._core = {**self.core.stats(), "running": 0, "waiting": 0}, None
             if self.log is not None:
                 self.log.close()
 
@@ -354,9 +355,7 @@ class Engine:
         """
         s = self.model._settings(chat=False, arguments={"max_new_tokens": max_new_tokens, **arguments})
         guard = HookGuard()
-        handle = self._submit(self.model._one(prompt), s, sample, guard.over(fwd_hooks))
-        handle._request.guard = guard
-        return handle
+        return self._submit(self.model._one(prompt), s, sample, guard.over(fwd_hooks), guard=guard)
 
     @takes_generation_arguments
     def chat(
@@ -391,8 +390,9 @@ class Engine:
             raise RuntimeError("this engine was made before fork(), and its thread stayed there; make a new one in the child")
 
     def _submit(
-        self, prompt: list[int], s: Settings, sample: int, fwd_hooks: FwdHooks = (), live: LiveCapture | None = None
-    ) -> Handle:
+        self, prompt: list[int], s: Settings, sample: int, fwd_hooks: FwdHooks = (), live: LiveCapture | None = None,
+        guard: HookGuard | None = None,
+    ) -> Handle:  # fmt: skip
         self._check()
         if s.turns is not None:
             raise ValueError(
@@ -403,7 +403,7 @@ class Engine:
             raise ValueError("a schedule log can not hold hooks, which could not be replayed: use an engine without a log")
         plan = _plan(self.model, prompt, s, fwd_hooks, live)
         rule, shared = s.exit_rule, self._shared
-        request = Request(prompt, s, self.model.tokenizer)
+        request = Request(prompt, s, self.model.tokenizer, guard)
         with shared.changed:
             if shared.closed:
                 raise RuntimeError("this engine is closed")

@@ -270,7 +270,7 @@ class Request:
         Why it failed.
     """
 
-    def __init__(self, prompt: list[int], s: Settings, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, prompt: list[int], s: Settings, tokenizer: Tokenizer | None, guard: HookGuard | None = None) -> None:
         if s.stop and tokenizer is None:
             raise ValueError("stop strings need a tokenizer; this model has none")
         self.settings = s
@@ -278,7 +278,7 @@ class Request:
         self.pieces: list[str] = []
         self.done = False
         self.error: BaseException | None = None
-        self.guard: HookGuard | None = None
+        self.guard = guard
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True) if tokenizer else None
         self._pending = ""  # text that may be the beginning of a stop string
         self._stopped = False

@@ -70,6 +70,5 @@ def _log_softmax(z: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _counts(prompt: list[int], tokens: int, lanes: int, turns: int, seconds: list[float]) -> dict[str, Any]:
-    return {"passes": tokens * turns, "lanes": lanes, "prompt_tokens": len(prompt), "prefix_tokens": 0, "tokens": tokens,
-            "prefill_seconds": seconds[0], "decode_seconds": seconds[1], "cache_bytes": 0, "guesses": 0, "kept": 0, "dropped": 0,
-            "first_tried": 0, "first_right": 0, "second_tried": 0, "second_right": 0}  # fmt: skip
+    return {"passes": tokens * turns, "lanes": lanes, "prompt_tokens": len(prompt), "tokens": tokens,
+            "prefill_seconds": seconds[0], "decode_seconds": seconds[1]}  # fmt: skip

@@ -165,6 +165,9 @@ def test_hooks_in_an_engine(prompts):
             bad.result()
         assert bad.generation.token_ids == plain.token_ids[: len(bad.generation.token_ids)]
         assert engine.submit(prompts[0], **more).result().token_ids == plain.token_ids
+        for _ in range(20):  # it may raise before submit has returned
+            with pytest.raises(ZeroDivisionError):
+                engine.submit([1], fwd_hooks=[(where, lambda x, hook: 1 // 0)], max_new_tokens=1).result()
 
 
 def test_engine_takes_edits(prompts):

@@ -18,8 +18,8 @@
  * steps ride along in later passes, so every key and value exists as if nothing had been saved.
  *
  * Speculation over steps ("wavefront"): a token that is still on its way may already have successors, guessed from its
- * early readouts, or taken from the sequence's own repeats. They run ahead with keys and values outside the pages; when the token is decided the successor that
- * was guessed right becomes real and the others are dropped.
+ * early readouts, or taken from the sequence's own repeats. They run ahead with keys and values outside the pages; when
+ * the token is decided the successor that was guessed right becomes real and the others are dropped.
  *
  * Both are exact under kv_policy full. Another policy (policy.h) changes what a new token leaves in the cache; results are
  * then exact relative to that policy, whatever shares the passes.

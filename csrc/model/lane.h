@@ -58,9 +58,10 @@ typedef struct ouro_sweep {
     bool opens, closes;              /* it begins a step; it ends one: shared norm and gate */
 } ouro_sweep;
 
-/* One pass over lanes [n], sorted by first_layer, those of keys_only (which no observer may watch) behind all others. Lanes that
- * share `pages` and have no side should stand next to each other, by ascending position: they are attended together. `poll` (may be NULL) is asked by the calling thread once a layer; not 0 ends
- * the pass with OURO_ERR_CANCELLED, leaving the states undefined and the cache valid below the lanes' positions. */
+/* One pass over lanes [n], sorted by first_layer, those of keys_only (which no observer may watch) behind all others. Lanes
+ * that share `pages` and have no side should stand next to each other, by ascending position: they are attended together.
+ * `poll` (may be NULL) is asked by the calling thread once a layer; not 0 ends the pass with OURO_ERR_CANCELLED, leaving the
+ * states undefined and the cache valid below the lanes' positions. */
 typedef int (*ouro_poll_fn)(void *arg);
 int ouro_pass(struct ouro_workspace *ws, ouro_lane *lanes, int n, ouro_poll_fn poll, void *poll_arg);
 int ouro_pass_sweep(struct ouro_workspace *ws, const ouro_sweep *sweep, ouro_lane *lanes, int n, ouro_poll_fn poll,
