@@ -7,15 +7,11 @@
  *   bench_kernels [MEGABYTES of weights for decoding = 512] [table = the best] [decode|prefill|attention|all]
  *   bench_kernels 1 best sgemm LIBRARY      own float32 products and those of an OpenBLAS (ouro/_libs), taking turns; with
  *                                           OPENBLAS_CORETYPE unset, so that it takes the kernels it has for the machine
- *
- * Built with the package's other C programs, or by hand: see csrc/kernels/avx512.c and avx2.c for their flags, then
- *   gcc -std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -Icsrc -Icsrc/include -mavx512f -mavx512bf16 -mavx512vnni -mfma \
- *       csrc/bench/bench_kernels.c <objects of csrc/kernels and csrc/base> -lm -lpthread -o bench_kernels
- * (the flags serve the peak loops; without them those columns stay empty).
  */
 #include "base/blas.h"
 #include "base/cpu.h"
 #include "base/memory.h"
+#include "bench/loops.h"
 #include "kernels/kernels.h"
 #include "ouro_status.h"
 
@@ -24,10 +20,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #define COLS 2048
 #define MAX_THREADS 2
@@ -58,6 +50,7 @@ typedef struct work {
     float *out;
     size_t out_stride;
     int lanes, acts, repeats;
+    ouro_unit unit;
 } work;
 
 typedef struct start { work *job; int thread, threads; double took; } start;
@@ -102,69 +95,29 @@ static void run_product(work *j, int thread, int threads)
         j->k->matmul[j->w->format][j->acts](j->w, begin, end, j->x, 0, j->lanes, j->out, j->out_stride, 0);
 }
 
-/* a plain read: eight sums, so that loads and nothing else limit it */
 static void run_read(work *j, int thread, int threads)
 {
-    int begin = j->w->tiles * thread / threads, end = j->w->tiles * (thread + 1) / threads;
-    const uint8_t *p = j->w->data + (size_t)begin * j->w->tile_bytes, *stop = j->w->data + (size_t)end * j->w->tile_bytes;
-#if defined(__AVX512F__)
-    __m512i s[8] = {0};
-    for (; p + 512 <= stop; p += 512)
-        for (int i = 0; i < 8; i++) {
-            _mm_prefetch((const char *)p + 64 * i + 2048, _MM_HINT_T0);
-            s[i] = _mm512_xor_si512(s[i], _mm512_load_si512(p + 64 * i));
-        }
-    for (int i = 1; i < 8; i++) s[0] = _mm512_xor_si512(s[0], s[i]);
-    sink = (float)_mm512_reduce_add_epi32(s[0]);
-#else
-    uint64_t s[8] = {0};
-    for (; p + 64 <= stop; p += 64)
-        for (int i = 0; i < 8; i++) {
-            uint64_t v;
-            memcpy(&v, p + 8 * i, 8);
-            s[i] ^= v;
-        }
-    for (int i = 1; i < 8; i++) s[0] ^= s[i];
-    sink = (float)s[0];
-#endif
+    size_t bytes = ouro_matrix_bytes(j->w) / 512, begin = bytes * (size_t)thread / (size_t)threads;
+    size_t end = bytes * ((size_t)thread + 1) / (size_t)threads;
+    sink = (float)ouro_read_loop_of_machine()(j->w->data + 512 * begin, 512 * (end - begin));
 }
 
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
-#define PEAK_LOOPS 20000000
+#define PEAK_TURNS 2000000
+
 static void run_peak(work *j, int thread, int threads)
 {
     (void)thread;
     (void)threads;
-    __m512 f[12];
-    __m512i n[12], a = _mm512_set1_epi32(j->repeats);
-    for (int i = 0; i < 12; i++) f[i] = _mm512_set1_ps((float)i), n[i] = _mm512_set1_epi32(i);
-    __asm__ volatile("" : "+v"(a));
-    for (int r = 0; r < PEAK_LOOPS / 12; r++) {
-        if (j->acts == OURO_ACT_BF16)
-            for (int i = 0; i < 12; i++) f[i] = _mm512_dpbf16_ps(f[i], (__m512bh)a, (__m512bh)a);
-        else if (j->acts == OURO_ACT_S8)
-            for (int i = 0; i < 12; i++) n[i] = _mm512_dpbusd_epi32(n[i], a, a);
-        else
-            for (int i = 0; i < 12; i++) f[i] = _mm512_fmadd_ps((__m512)a, (__m512)a, f[i]);
-    }
-    for (int i = 1; i < 12; i++) f[0] = _mm512_add_ps(f[0], f[i]), n[0] = _mm512_add_epi32(n[0], n[i]);
-    sink = _mm512_reduce_add_ps(f[0]) + (float)_mm512_reduce_add_epi32(n[0]);
+    sink = (float)ouro_peak_loop_of(j->unit).run(PEAK_TURNS);
 }
 
+/* GFLOP/s */
 static double peak(int acts, int threads)
 {
-    work j = {.run = run_peak, .acts = acts};
-    double flops = acts == OURO_ACT_BF16 ? 64.0 : acts == OURO_ACT_S8 ? 128.0 : 32.0;
-    return flops * PEAK_LOOPS / 12 * 12 * threads / best_time(&j, threads, 3) * 1e-9;
+    work j = {.run = run_peak,
+              .unit = acts == OURO_ACT_BF16 ? OURO_UNIT_BF16 : acts == OURO_ACT_S8 ? OURO_UNIT_INT8 : OURO_UNIT_F32};
+    return ouro_peak_loop_of(j.unit).operations * PEAK_TURNS * threads / best_time(&j, threads, 3) * 1e-9;
 }
-#else
-static double peak(int acts, int threads)
-{
-    (void)acts;
-    (void)threads;
-    return 0.0;
-}
-#endif
 
 /* ---- data ------------------------------------------------------------------------------------------------------ */
 
@@ -277,7 +230,7 @@ static void prefill(const ouro_kernels *k)
                           .acts = kinds[f].acts, .lanes = lanes[i], .repeats = 1024 / lanes[i]};
                 double flops = 2.0 * 2048 * COLS * lanes[i] * j.repeats * 1e-9;
                 double rate = flops / best_time(&j, threads, 4);
-                printf("  %6.0f (%3.0f%%)", rate, top > 0.0 ? 100.0 * rate / top : 0.0);
+                printf("  %6.0f (%3.0f%%)", rate, 100.0 * rate / top);
             }
             printf("\n");
             fflush(stdout);

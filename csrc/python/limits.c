@@ -54,5 +54,5 @@ PyObject *ouro_python_peak(PyObject *self, PyObject *args)
     if (unit == OURO_N_UNITS)
         return PyErr_Format(PyExc_ValueError, "unknown unit '%s', expected float32, bfloat16 or int8", name);
     PyObject *rates = measure(unit, 0, threads, rounds);
-    return rates ? Py_BuildValue("sN", ouro_unit_instruction((ouro_unit)unit), rates) : NULL;
+    return rates ? Py_BuildValue("sN", ouro_peak_loop_of((ouro_unit)unit).instruction, rates) : NULL;
 }
