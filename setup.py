@@ -12,12 +12,14 @@ import os
 import platform
 import shutil
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 LAYERS = ("base", "kernels", "model", "engine", "tap", "train", "bench", "python")
@@ -39,12 +41,22 @@ FLAGS = [
     "-pthread",
 ]
 AVX2 = ["-mavx2", "-mfma"]
+AVX_VNNI = [*AVX2, "-mavxvnni"]
+AVX_VNNI_VL = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512vnni"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni"]
-ISA = {"avx512": AVX512, "avx2": AVX2, "neon_i8mm": ["-march=armv8.2-a+dotprod+i8mm"], "neon_dot": ["-march=armv8.2-a+dotprod"], "neon": []}
+ISA = {
+    "avx512": AVX512,
+    "avx_vnni_vl": AVX_VNNI_VL,
+    "avx_vnni": AVX_VNNI,
+    "avx2": AVX2,
+    "neon_i8mm": ["-march=armv8.2-a+dotprod+i8mm"],
+    "neon_dot": ["-march=armv8.2-a+dotprod"],
+    "neon": [],
+}
 
 
 def isa_of(path: Path) -> str | None:
-    """The instruction set a file is written for, by the start of its name."""
+    """The instruction set a file is written for, by the start of its name; of two that fit the longer."""
     return next((isa for isa in ISA if path.stem.startswith(isa)), None)
 
 
@@ -89,7 +101,8 @@ class BuildCore(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
             raise SystemExit("Python.h is not here: on Debian it comes with the package python3-dev")
-        found = sources()
+        unknown = {isa for isa in {isa_of(p) for p in sources()} if isa and not self.knows(isa)}
+        found = [p for p in sources() if isa_of(p) not in unknown]
         headers = max(p.stat().st_mtime for p in (ROOT / "csrc").rglob("*.h"))
         kinds = {isa for p in found if (isa := isa_of(p))}
         macros = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION")]
@@ -118,6 +131,18 @@ class BuildCore(build_ext):
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
         self.carry_openblas(ROOT / "ouro" / "_libs")
+
+    def knows(self, isa: str) -> bool:
+        """Whether the compiler has the instruction set (AVX-VNNI: gcc 11, clang 12); without it there is one table less."""
+        with tempfile.TemporaryDirectory() as folder:
+            empty = Path(folder) / "empty.c"
+            empty.write_text("int ouro_empty;\n")
+            try:
+                self.compiler.compile([str(empty)], output_dir=folder, extra_postargs=ISA[isa])
+            except CompileError:
+                print(f"no {isa} kernels: this compiler does not know {' '.join(ISA[isa])}")
+                return False
+        return True
 
     def carry_openblas(self, folder: Path) -> None:
         files = openblas()

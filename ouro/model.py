@@ -586,8 +586,8 @@ def load(
     kv_dtype
         Keys and values: "bfloat16" (default) or "int8"; "float32" with float32 compute.
     isa
-        "scalar", "avx2", "avx512", "neon", "neon_dot" or "neon_i8mm" to force lower kernels; the environment variable
-        OURO_ISA does the same.
+        "scalar", "avx2", "avx_vnni", "avx_vnni_vl", "avx512", "neon", "neon_dot" or "neon_i8mm" to force lower kernels; the
+        environment variable OURO_ISA does the same.
     mmap, verify
         Of a packed model. The file is used where it is mapped, its pages are shared between processes; `mmap=False` reads
         it into memory with huge pages instead. `verify=False` does not check the checksum of the weights, and so reads

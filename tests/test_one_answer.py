@@ -14,7 +14,7 @@ NAMES = ("tiny-gqa-tied", "trained")
 
 def kernels_here():
     found = []
-    for isa in ("scalar", "avx2", "avx512", "neon", "neon_dot", "neon_i8mm"):
+    for isa in ("scalar", "avx2", "avx_vnni", "avx_vnni_vl", "avx512", "neon", "neon_dot", "neon_i8mm"):
         try:
             ouro.load(FIXTURES / "tiny-one-step", isa=isa)
             found.append(isa)

@@ -96,6 +96,14 @@ READ(AVX512, read_avx512, __m512i, _mm512_load_si512(from), ASK)
 PEAK(AVX2, f32_avx2, "x", __m256, __m256, _mm256_fmadd_ps(a, a, x[i]))
 PEAK(AVX2, int8_avx2, "x", __m256i, __m256i,
      _mm256_add_epi32(x[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, a), a)))
+#ifdef OURO_HAVE_AVX_VNNI
+#define AVX_VNNI __attribute__((target("avx2,avxvnni")))
+PEAK(AVX_VNNI, int8_avx_vnni, "x", __m256i, __m256i, _mm256_dpbusd_avx_epi32(x[i], a, a))
+#endif
+#ifdef OURO_HAVE_AVX_VNNI_VL
+#define AVX_VNNI_VL __attribute__((target("avx512f,avx512vl,avx512vnni")))
+PEAK(AVX_VNNI_VL, int8_avx_vnni_vl, "x", __m256i, __m256i, _mm256_dpbusd_epi32(x[i], a, a))
+#endif
 READ(AVX2, read_avx2, __m256i, _mm256_load_si256((const __m256i *)(const void *)from), if (i % 2 == 0) ASK)
 
 static bool has_avx512(void)
@@ -137,6 +145,14 @@ ouro_peak_loop ouro_peak_loop_of(ouro_unit unit)
         return unit == OURO_UNIT_F32    ? (ouro_peak_loop){"vfmadd231ps zmm", 32.0 * CHAINS, f32_avx512}
                : unit == OURO_UNIT_BF16 ? (ouro_peak_loop){"vdpbf16ps zmm", 64.0 * CHAINS, bf16_avx512}
                                         : (ouro_peak_loop){"vpdpbusd zmm", 128.0 * CHAINS, int8_avx512};
+#ifdef OURO_HAVE_AVX_VNNI_VL
+    if (unit == OURO_UNIT_INT8 && has_avx2() && ouro_cpu_get()->avx512vl && ouro_cpu_get()->avx512_vnni)
+        return (ouro_peak_loop){"vpdpbusd ymm", 64.0 * CHAINS, int8_avx_vnni_vl};
+#endif
+#ifdef OURO_HAVE_AVX_VNNI
+    if (unit == OURO_UNIT_INT8 && has_avx2() && ouro_cpu_get()->avx_vnni)
+        return (ouro_peak_loop){"vpdpbusd ymm", 64.0 * CHAINS, int8_avx_vnni};
+#endif
     if (has_avx2())
         return unit == OURO_UNIT_INT8 ? (ouro_peak_loop){"vpmaddubsw ymm", 64.0 * CHAINS, int8_avx2}
                                       : (ouro_peak_loop){"vfmadd231ps ymm", 16.0 * CHAINS, f32_avx2};

@@ -210,9 +210,12 @@ V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *
             if (asks) V_PREFETCH((uintptr_t)w + far + (size_t)t * j->tile_bytes);
         }
         V_UNROLL for (int l = 0; l < L; l++) {
-            v_ix x0 = v_load_ix(V_AT(x, l, j->stride)), x1 = v_load_ix(V_AT(x, l, j->stride) + 32);
-            V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], low[t], x0);
-            V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], high[t], x1);
+            v_ix xl = v_load_ix(V_AT(x, l, j->stride));
+            V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], low[t], xl);
+        }
+        V_UNROLL for (int l = 0; l < L; l++) {
+            v_ix xl = v_load_ix(V_AT(x, l, j->stride) + 32);
+            V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], high[t], xl);
         }
     }
 }

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
+#define MOST_TABLES 5                                   /* of one architecture */
 #define TEST_TILES 2
 #define TEST_LANES 2
 #define TEST_COLS 136                                   /* one group of 128 and a bit */
@@ -35,6 +36,12 @@ static int candidates(candidate *c)
 #ifdef OURO_HAVE_AVX512
     c[n++] = (candidate){&ouro_kernels_avx512, cpu->avx2 && cpu->fma && cpu->avx512f && cpu->avx512bw && cpu->avx512vl &&
                                                cpu->avx512dq && cpu->avx512_bf16 && cpu->avx512_vnni};
+#endif
+#ifdef OURO_HAVE_AVX_VNNI_VL
+    c[n++] = (candidate){&ouro_kernels_avx_vnni_vl, cpu->avx2 && cpu->fma && cpu->avx512f && cpu->avx512vl && cpu->avx512_vnni};
+#endif
+#ifdef OURO_HAVE_AVX_VNNI
+    c[n++] = (candidate){&ouro_kernels_avx_vnni, cpu->avx2 && cpu->fma && cpu->avx_vnni};
 #endif
 #ifdef OURO_HAVE_AVX2
     c[n++] = (candidate){&ouro_kernels_avx2, cpu->avx2 && cpu->fma};
@@ -146,7 +153,7 @@ static const char *name_list(const candidate *c, int n, char *buffer, size_t siz
 
 const ouro_kernels *ouro_kernels_select(const char *want)
 {
-    candidate c[4];
+    candidate c[MOST_TABLES];
     int n = candidates(c), first = 0;
     char names[96];
     if (!want || !*want) want = getenv("OURO_ISA");

@@ -66,7 +66,7 @@ static void run_blocks(v_job *j, v_kind kind, int tiles, int lanes, int most)
 }
 
 /* lanes of a full group; how many groups there are */
-static int group_lanes(v_kind kind) { return is_int(kind) ? V_INT_LANES : V_LANES; }
+static int group_lanes(v_kind kind) { return is_int(kind) ? V_INT_LANES : V_FLOAT_LANES; }
 static int groups_of(v_kind kind, int lanes)
 {
     return is_int(kind) && lanes <= V_INT_ALONE ? 1 : (lanes + group_lanes(kind) - 1) / group_lanes(kind);

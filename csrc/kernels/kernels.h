@@ -75,7 +75,7 @@ typedef void (*ouro_swiglu_fn)(const ouro_matrix *w, int pair0, int pair1, const
                                void *out, size_t out_stride);
 
 typedef struct ouro_kernels {
-    const char *name;        /* "scalar", "avx2", "avx512", "neon", "neon_dot", "neon_i8mm" */
+    const char *name;        /* "scalar", "avx2", "avx_vnni" ...: the name of its file */
 
     ouro_matmul_fn matmul[OURO_N_FORMATS][OURO_N_ACTS];    /* NULL where the pair makes no sense */
     ouro_swiglu_fn swiglu[OURO_N_FORMATS][OURO_N_ACTS];
@@ -132,6 +132,12 @@ typedef struct ouro_kernels {
 extern const ouro_kernels ouro_kernels_scalar;
 #ifdef OURO_HAVE_AVX2
 extern const ouro_kernels ouro_kernels_avx2;
+#endif
+#ifdef OURO_HAVE_AVX_VNNI
+extern const ouro_kernels ouro_kernels_avx_vnni;
+#endif
+#ifdef OURO_HAVE_AVX_VNNI_VL
+extern const ouro_kernels ouro_kernels_avx_vnni_vl;
 #endif
 #ifdef OURO_HAVE_AVX512
 extern const ouro_kernels ouro_kernels_avx512;

@@ -1,9 +1,11 @@
-/* vec_avx2.h - sixteen lanes for AVX2 and FMA: two registers of eight. The primitives are those of vec_avx512.h.
+/* vec_avx2.h - sixteen lanes for AVX2 and FMA: two registers of eight. The primitives are those of vec_avx512.h. Built for
+ * AVX-VNNI, or AVX512-VNNI with VL, the products of int8 and int4 are vpdpbusd of 256 bits.
  *
  * The bf16 pair product is two fused multiply-adds, odd element first, of what vdpbf16ps would multiply. The u8 by s8
  * product of vpmaddubsw saturates at 16 bits, so int8 weights are used as |w - 128| <= 128 and the sign is moved to the
  * activation (|x| <= 127): two products are at most 2 * 128 * 127 = 32512. The offset is then gone and the sum starts
- * at 0. Nibbles, 0..15, are far from the limit and keep their offset.
+ * at 0. Nibbles, 0..15, are far from the limit and keep their offset. vpdpbusd does not saturate and takes both as they are.
+ * The integer is the same.
  */
 #ifndef OURO_KERNELS_VEC_AVX2_H
 #define OURO_KERNELS_VEC_AVX2_H
@@ -12,19 +14,42 @@
 #include <stdint.h>
 #include <string.h>
 
-#define V_LANES 4                               /* lanes of the largest register block */
+#if defined(__AVXVNNI__)
+#define V_DPBUSD "%{vex%} vpdpbusd"
+#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define V_DPBUSD "vpdpbusd"
+#endif
+
+#define V_FLOAT_LANES 4
+#ifdef V_DPBUSD
+#define V_LANES 6                               /* lanes of the largest register block */
+#define V_INT_LANES 6                           /* twelve sums hide the latency of vpdpbusd, eight do not */
+#define V_INT_ALONE 6
+#else
+#define V_LANES 4
 #define V_INT_LANES 4
 #define V_INT_ALONE 4
+#endif
 #define V_TILES(kind, lanes) ((lanes) <= 1 ? 2 : 1)     /* tiles worked on at once */
+#ifdef __AVX512VL__                             /* thirty-two registers */
+#define V_KEEP 6
+#else
 #define V_KEEP 2                                /* int kinds: float accumulators that fit beside the sums */
+#endif
 /* bytes ahead that weights are asked for; see vec_avx512.h */
 #define V_AHEAD(kind, lanes) ((kind) == V_INT4 || (lanes) >= 2 ? 8192 : 0)
 /* the instances X(kind, tiles, lanes) of a register block */
+#ifdef V_DPBUSD
+#define V_INT_INSTANCES(X, kind) V_INSTANCES(X, kind) X(kind, 1, 5) X(kind, 1, 6)
+#else
 #define V_INT_INSTANCES V_INSTANCES
+#endif
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)
 
 typedef struct vf { __m256 a, b; } vf;
-typedef struct vi { __m256i a, b; } vi;
+/* eight i32 by type, not __m256i (four i64): see vec_avx512.h */
+typedef int32_t v_eight __attribute__((vector_size(32)));
+typedef struct vi { v_eight a, b; } vi;
 
 #define V_BOTH(type, f) ((type){f(p.a, q.a), f(p.b, q.b)})
 
@@ -148,28 +173,32 @@ static inline void v_store_bf16(uint16_t *p, vf x)
 
 /* ---- integers ------------------------------------------------------------------------------------------------ */
 
-static inline vi vi_zero(void) { return (vi){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-static inline vi vi_set1(int32_t x) { return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-static inline vi vi_add(vi p, vi q) { return V_BOTH(vi, _mm256_add_epi32); }
+static inline vi vi_of(__m256i a, __m256i b) { return (vi){(v_eight)a, (v_eight)b}; }
+static inline vi vi_zero(void) { return vi_of(_mm256_setzero_si256(), _mm256_setzero_si256()); }
+static inline vi vi_set1(int32_t x) { return vi_of(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+static inline vi vi_add(vi p, vi q) { return (vi){p.a + q.a, p.b + q.b}; }
 static inline int32_t vi_sum(vi x)
 {
-    __m256i s8 = _mm256_add_epi32(x.a, x.b);
+    __m256i s8 = (__m256i)(x.a + x.b);
     __m128i s4 = _mm_add_epi32(_mm256_castsi256_si128(s8), _mm256_extracti128_si256(s8, 1));
     __m128i s2 = _mm_add_epi32(s4, _mm_shuffle_epi32(s4, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(s2, _mm_shuffle_epi32(s2, 0xb1)));
 }
-static inline vi vi_rint(vf x) { return (vi){_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
-static inline vf v_from_int(vi x) { return (vf){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+static inline vi vi_rint(vf x) { return vi_of(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); }
+static inline vf v_from_int(vi x)
+{
+    return (vf){_mm256_cvtepi32_ps((__m256i)x.a), _mm256_cvtepi32_ps((__m256i)x.b)};
+}
 static inline void vi_store_s8(int8_t *p, vi x)
 {
-    __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+    __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)x.a, (__m256i)x.b), 0xd8);
     __m128i y = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
     _mm_storeu_si128((__m128i *)(void *)p, y);
 }
 static inline vf v_widen_s8(const int8_t *p)
 {
     __m128i x = _mm_loadu_si128((const __m128i *)(const void *)p);
-    return v_from_int((vi){_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))});
+    return v_from_int(vi_of(_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))));
 }
 
 /* thirty-two s8 as bf16 */
@@ -219,13 +248,18 @@ static inline vf v_dot_bf16(vf acc, v_bw w, v_bx x)
 /* u8 weights times s8 */
 typedef struct v_iw { __m256i a, b; } v_iw;
 typedef __m256i v_ix;
-#define V_INT8_START(offset_sum) ((void)(offset_sum), vi_zero())
 #define V_INT4_START(offset_sum) vi_set1(offset_sum)
+#ifdef V_DPBUSD
+#define V_INT8_START(offset_sum) vi_set1(offset_sum)
+static inline v_iw v_load_int8(const uint8_t *p) { return (v_iw){v_bytes(p), v_bytes(p + 32)}; }
+#else
+#define V_INT8_START(offset_sum) ((void)(offset_sum), vi_zero())
 static inline v_iw v_load_int8(const uint8_t *p)
 {
     __m256i offset = _mm256_set1_epi8((char)0x80);
     return (v_iw){_mm256_xor_si256(v_bytes(p), offset), _mm256_xor_si256(v_bytes(p + 32), offset)};
 }
+#endif
 static inline __m256i v_nibbles(__m256i b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
 static inline void v_load_int4(const uint8_t *p, v_iw *low, v_iw *high)
 {
@@ -234,10 +268,20 @@ static inline void v_load_int4(const uint8_t *p, v_iw *low, v_iw *high)
     *high = (v_iw){v_nibbles(_mm256_srli_epi16(a, 4)), v_nibbles(_mm256_srli_epi16(b, 4))};
 }
 static inline v_ix v_load_ix(const uint8_t *p) { return v_word(p); }
-static inline __m256i v_dot4_half(__m256i acc, __m256i w, __m256i x)
+#ifdef V_DPBUSD
+/* by name: around the intrinsic gcc 12 copies and spills accumulators that fit */
+static inline vi v_dot_int8(vi acc, v_iw w, v_ix x)
+{
+    __asm__(V_DPBUSD " %2, %1, %0" : "+v"(acc.a) : "v"(w.a), "v"(x));
+    __asm__(V_DPBUSD " %2, %1, %0" : "+v"(acc.b) : "v"(w.b), "v"(x));
+    return acc;
+}
+static inline vi v_dot_int4(vi acc, v_iw w, v_ix x) { return v_dot_int8(acc, w, x); }
+#else
+static inline v_eight v_dot4_half(v_eight acc, __m256i w, __m256i x)
 {
     __m256i pairs = _mm256_maddubs_epi16(w, x);
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return acc + (v_eight)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 static inline vi v_dot_int8(vi acc, v_iw w, v_ix x)
 {
@@ -248,5 +292,6 @@ static inline vi v_dot_int4(vi acc, v_iw w, v_ix x)
 {
     return (vi){v_dot4_half(acc.a, w.a, x), v_dot4_half(acc.b, w.b, x)};
 }
+#endif
 
 #endif

@@ -15,6 +15,7 @@
 
 #define V_NAME avx512
 #define V_LANES 12                              /* lanes of the largest register block */
+#define V_FLOAT_LANES 12
 #define V_INT_LANES 6                           /* the same of int8 and int4, whose float sums stay in registers too */
 #define V_INT_ALONE 8                           /* int kinds: lanes that are one block when there are no others */
 /* Tiles worked on at once. Few lanes are bound by memory, which answers four streams faster than two. */

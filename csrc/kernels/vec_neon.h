@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define V_LANES 4                               /* lanes of the largest register block */
+#define V_FLOAT_LANES 4
 #define V_INT_LANES 4
 #define V_INT_ALONE 4
 #define V_TILES(kind, lanes) ((lanes) <= 1 ? 2 : 1)     /* tiles worked on at once */

@@ -121,7 +121,7 @@ static inline void product_free(product *p)
 
 static inline int kernels_test_main(const char *name, void (*each)(const ouro_kernels *), void (*once)(void))
 {
-    static const char *const tables[] = {"avx2", "avx512", "neon", "neon_dot", "neon_i8mm"};
+    static const char *const tables[] = {"avx2", "avx_vnni", "avx_vnni_vl", "avx512", "neon", "neon_dot", "neon_i8mm"};
     long passed = harness_passed, failed = harness_failed;
     int ran = 0;
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
