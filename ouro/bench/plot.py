@@ -21,7 +21,7 @@ def _limits(axes: Any, report: Report, left: float, right: float) -> None:
     for name, unit in report.machine["peak"].items():
         rate = unit["rate"]
         axes.plot([rate / read, right], [rate / 1e9, rate / 1e9], color="0.35", lw=1.2, ls="--")
-        axes.annotate(f"{name} peak, {rate / 1e9:.0f}", (right, rate / 1e9), xytext=(-3, 3), textcoords="offset points", ha="right",
+        axes.annotate(f"{name} peak, {rate / 1e9:.0f}", (1.4 * top / read, rate / 1e9), xytext=(0, 3), textcoords="offset points",
                       fontsize=8, color="0.35")  # fmt: skip
 
 
