@@ -13,23 +13,34 @@ COLOURS = {"ouro": "C0", "llama.cpp": "C1", "torch": "C2"}
 MARKERS = {"float32": "D", "bfloat16": "o", "BF16": "o", "int8": "s", "Q8_0": "s", "int4": "^", "Q4_0": "^"}
 
 
+def _reads(report: Report) -> tuple[float, float]:
+    """Least and most bytes per second of a plain read, of those measured beside each sample."""
+    reads = [read for row in report.rows for limits in row.limits.values() for read, _ in limits]
+    return min(reads, default=report.machine["read"]), max(reads, default=report.machine["read"])
+
+
 def _limits(axes: Any, report: Report, left: float, right: float) -> None:
-    """The read rate as a slope, the peak of each unit as a ceiling."""
-    read = report.machine["read"]
+    """The read rates as a sloping band, the peak of each unit as a ceiling."""
+    slow, fast = _reads(report)
     top = max(unit["rate"] for unit in report.machine["peak"].values())
-    axes.plot([left, top / read], [left * read / 1e9, top / 1e9], color="0.35", lw=1.2)
+    for read in (slow, fast):
+        axes.plot([left, top / read], [left * read / 1e9, top / 1e9], color="0.35", lw=1.2)
+    axes.fill_between([left, top / fast, top / slow], [left * slow / 1e9, top / fast * slow / 1e9, top / 1e9],
+                      [left * fast / 1e9, top / 1e9, top / 1e9], color="0.35", alpha=0.12, lw=0)  # fmt: skip
     for name, unit in report.machine["peak"].items():
         rate = unit["rate"]
-        axes.plot([rate / read, right], [rate / 1e9, rate / 1e9], color="0.35", lw=1.2, ls="--")
-        axes.annotate(f"{name} peak, {rate / 1e9:.0f}", (1.4 * top / read, rate / 1e9), xytext=(0, 3), textcoords="offset points",
+        axes.plot([rate / fast, right], [rate / 1e9, rate / 1e9], color="0.35", lw=1.2, ls="--")
+        axes.annotate(f"{name} peak, {rate / 1e9:.0f}", (1.4 * top / slow, rate / 1e9), xytext=(0, 3), textcoords="offset points",
                       fontsize=8, color="0.35")  # fmt: skip
 
 
-def _name_slope(axes: Any, read: float, left: float) -> None:
-    """Write the read rate along its line, once the axes have their final scales."""
-    ends = axes.transData.transform([(left, left * read / 1e9), (10 * left, 10 * left * read / 1e9)])
+def _name_slope(axes: Any, reads: tuple[float, float], left: float) -> None:
+    """Write the read rates along their lines, once the axes have their final scales."""
+    slow, fast = reads
+    ends = axes.transData.transform([(left, left * fast / 1e9), (10 * left, 10 * left * fast / 1e9)])
     angle = math.degrees(math.atan2(*(ends[1] - ends[0])[::-1]))
-    axes.annotate(f"plain read, {read / 1e9:.0f} GB/s", (1.3 * left, 1.3 * left * read / 1e9), xytext=(-4, 7),
+    name = f"plain read, {slow / 1e9:.0f} to {fast / 1e9:.0f} GB/s"
+    axes.annotate(name, (1.3 * left, 1.3 * left * fast / 1e9), xytext=(-4, 7),
                   textcoords="offset points", rotation=angle, rotation_mode="anchor", fontsize=8, color="0.35")  # fmt: skip
 
 
@@ -70,7 +81,7 @@ def plot_roofline(report: Report, path: Path) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
-    _name_slope(axes, report.machine["read"], left)
+    _name_slope(axes, _reads(report), left)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
