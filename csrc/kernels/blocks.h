@@ -1,4 +1,5 @@
-/* blocks.h - register blocks: T tiles times L lanes over all of k, written once over the primitives of vec_*.h.
+/* blocks.h - register blocks: T tiles times L lanes over all of k, written once over the primitives of vec_*.h. A call does
+ * one block after the other for `groups` groups of L lanes: what they share is worked out once.
  *
  * The T * L accumulators stay in registers from the first k to the last (int8 and int4 keep the integer sums there
  * and, for large blocks, the float ones in the output). Each accumulator is the one chain that the specification
@@ -30,6 +31,7 @@ typedef enum v_kind { V_F32, V_MIXED, V_BF16, V_INT8, V_INT4, V_KINDS } v_kind;
 typedef struct v_job {
     const uint8_t *w;           /* first tile */
     size_t tile_bytes;          /* to the next */
+    int groups;                 /* of L lanes, at least 1 */
     const uint8_t *x;           /* first lane */
     size_t stride;              /* bytes to the next */
     int is_short;               /* tiles of at most V_SHORT: a whole matrix is asked for while the one before is read */
@@ -46,11 +48,26 @@ typedef struct v_job {
     size_t far;                 /* bytes ahead that the block asks for its own weights; 0: it does not */
     int asks;                   /* it does, or for those of the next short matrix */
     size_t soon_part;           /* bytes of the next block of tiles that each group of lanes asks for meanwhile */
-    uintptr_t soon, soon_end;   /* the part of this group */
+    uintptr_t soon, soon_end;   /* where the part of this group begins, where those tiles end */
     int soon_lines;             /* of 64 bytes, for each four units (float kinds) or each group of k */
 } v_job;
 
 typedef void (*v_block_fn)(const v_job *);
+
+/* on to the next group of lanes */
+V_INLINE void job_next(const int L, v_job *j)
+{
+    j->x += (size_t)L * j->stride;
+    j->xs += (size_t)L * j->xs_stride;
+    j->sum += (size_t)L * 2 * j->xs_stride;
+    j->out += (size_t)L * j->out_stride;
+    j->soon += j->soon_part;
+}
+
+V_INLINE uintptr_t soon_stop(const v_job *j)
+{
+    return j->soon + j->soon_part < j->soon_end ? j->soon + j->soon_part : j->soon_end;
+}
 
 V_INLINE void bases_open(const int L, const uint8_t *x, size_t stride, const uint8_t **at)
 {
@@ -141,9 +158,10 @@ V_INLINE void units_float(const v_kind kind, const int T, const int L, const int
     bases_open(L, j->x, j->stride, x);
     const int step = kind == V_MIXED ? 8 : 4;       /* bytes of a lane that meet one unit */
     uintptr_t soon = j->soon;
+    const uintptr_t stop = soon_stop(j);
     for (int u = 0; u < j->units; u += 4, w += 4 * 64, bases_step(L, 4 * step, x)) {
         const uintptr_t far = asks ? ahead(T, j, w) : 0;
-        for (int i = 0; !asks && i < j->soon_lines && soon < j->soon_end; i++, soon += 64) V_PREFETCH(soon);
+        for (int i = 0; !asks && i < j->soon_lines && soon < stop; i++, soon += 64) V_PREFETCH(soon);
         V_UNROLL for (int i = 0; i < 4; i++) {
             if (asks) V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(far + (size_t)t * j->tile_bytes + 64 * i);
             if (kind == V_F32) unit_f32(T, L, j, w + 64 * i, x, step * i, acc);
@@ -153,9 +171,8 @@ V_INLINE void units_float(const v_kind kind, const int T, const int L, const int
     }
 }
 
-V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_job *given)
+V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_job *j)
 {
-    const v_job job = *given, *j = &job;
     vf acc[V_MAX_TILES * V_LANES];
     block_open(T, L, j, acc);
     if (j->asks) units_float(kind, T, L, 1, j, acc);
@@ -222,9 +239,8 @@ V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *
 
 /* Small blocks keep their float accumulators in registers. The others keep them in the scratch, which is touched once a
  * group, and leave the registers to the sums; not in the output, whose rows tend to fall into one cache set. */
-V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job *given)
+V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job *j)
 {
-    const v_job job = *given, *j = &job;    /* a copy that the stores below can not alias */
     const int keep = T * L <= V_KEEP;
     vf acc[V_MAX_TILES * V_LANES];
     block_open(T, L, j, acc);
@@ -233,6 +249,7 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
             V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH((uintptr_t)j->w + (size_t)t * j->tile_bytes + j->far + at);
     if (!keep) V_UNROLL for (int i = 0; i < T * L; i++) v_store(j->scratch + i * OURO_TILE, acc[i]);
     uintptr_t soon = j->soon;
+    const uintptr_t stop = soon_stop(j);
     for (int g = 0; g < j->units; g++) {
         vi sum[V_MAX_TILES * V_LANES];
         if (kind == V_INT8) {
@@ -242,7 +259,7 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
             if (j->asks) group_int4(T, L, 1, j, g, sum);
             else group_int4(T, L, 0, j, g, sum);
         }
-        for (int i = 0; i < j->soon_lines && soon < j->soon_end; i++, soon += 64) V_PREFETCH(soon);
+        for (int i = 0; i < j->soon_lines && soon < stop; i++, soon += 64) V_PREFETCH(soon);
         vf ws[V_MAX_TILES];
         V_UNROLL for (int t = 0; t < T; t++)
             ws[t] = v_widen_bf16((const uint16_t *)(const void *)(j->w + (size_t)t * j->tile_bytes) + g * OURO_TILE);
@@ -260,4 +277,17 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
     }
     if (!keep) V_UNROLL for (int i = 0; i < T * L; i++) acc[i] = v_load(j->scratch + i * OURO_TILE);
     block_close(T, L, j, acc);
+}
+
+/* the copy of the job is one that no store can alias */
+V_INLINE void blocks_float(const v_kind kind, const int T, const int L, const v_job *given)
+{
+    v_job j = *given;
+    for (int n = j.groups; n > 0; n--, job_next(L, &j)) block_float(kind, T, L, &j);
+}
+
+V_INLINE void blocks_int(const v_kind kind, const int T, const int L, const v_job *given)
+{
+    v_job j = *given;
+    for (int n = j.groups; n > 0; n--, job_next(L, &j)) block_int(kind, T, L, &j);
 }

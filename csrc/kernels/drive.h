@@ -5,9 +5,10 @@
  * Groups of lanes are of nearly equal size (64 lanes are 6 groups of 10 or 11, not 5 of 12 and one of 4).
  */
 #define V_CACHE ((size_t)2 << 20)       /* bytes of activations kept close while the tiles go by */
+#define V_TOGETHER 48                   /* lanes of a fused product that wait for SwiGLU, at least V_LANES times the pairs at once */
 
-#define V_INSTANCE_float(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { block_float(kind, T, L, j); }
-#define V_INSTANCE_int(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { block_int(kind, T, L, j); }
+#define V_INSTANCE_float(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { blocks_float(kind, T, L, j); }
+#define V_INSTANCE_int(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { blocks_int(kind, T, L, j); }
 #define V_NAME_OF(kind, T, L) block_##kind##_##T##_##L
 V_INSTANCES(V_INSTANCE_float, V_F32)
 V_INSTANCES(V_INSTANCE_float, V_MIXED)
@@ -51,7 +52,7 @@ static void job_at(v_job *j, const ouro_matrix *w, int tile, const ouro_acts *x,
     j->sum = x->sum ? x->sum + (size_t)lane * 2 * j->xs_stride : NULL;
 }
 
-/* any number of tiles times lanes (1..V_LANES), by the blocks that exist, of at most `most` tiles */
+/* any number of tiles times groups of lanes (1..V_LANES), by the blocks that exist, of at most `most` tiles */
 static void run_blocks(v_job *j, v_kind kind, int tiles, int lanes, int most)
 {
     while (tiles > 0) {
@@ -85,6 +86,21 @@ static int set_end(v_kind kind, const ouro_acts *x, int lane, int end)
  * a division between two blocks is long enough to be seen. */
 typedef struct v_groups { int count, lanes, longer; } v_groups;
 
+/* Successive groups of as many lanes each, for one call: where they are in the set, their first lane. */
+typedef struct v_run { int at, lane, lanes, count; } v_run;
+
+/* The run after r (the first after one of no groups), of at most `most` lanes or else of one group; 0 at the end. */
+static int run_next(const v_groups *g, v_run *r, int most)
+{
+    r->at += r->count;
+    r->lane += r->count * r->lanes;
+    if (r->at == g->count) return 0;
+    r->lanes = g->lanes + (r->at < g->longer);
+    int alike = (r->at < g->longer ? g->longer : g->count) - r->at, fit = most / r->lanes;
+    r->count = fit < 1 ? 1 : fit < alike ? fit : alike;
+    return 1;
+}
+
 static v_groups groups_in(v_kind kind, int lanes)
 {
     int count = groups_of(kind, lanes);
@@ -110,7 +126,7 @@ static void job_soon(v_job *j, int tiles, int at)
     uintptr_t next = (uintptr_t)j->w + (j->is_short ? j->next : (size_t)tiles * j->tile_bytes);
     uintptr_t end = next + (size_t)tiles * j->tile_bytes;
     j->soon = next + (size_t)at * j->soon_part;
-    j->soon_end = j->soon + j->soon_part < end ? j->soon + j->soon_part : end;
+    j->soon_end = end;
 }
 
 static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1, float *out,
@@ -128,12 +144,12 @@ static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *
         job_asks(&j, kind, step, end - begin);
         const v_groups groups = groups_in(kind, end - begin);
         for (int tile = tile0; tile < tile1; tile += step)
-            for (int lane = begin, at = 0, n; at < groups.count; lane += n, at++) {
-                n = groups.lanes + (at < groups.longer);
-                job_at(&j, w, tile, x, lane);
-                job_soon(&j, step, at);
-                j.out = out + (size_t)lane * out_stride + (size_t)tile * OURO_TILE;
-                run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, n, step);
+            for (v_run r = {.lane = begin}; run_next(&groups, &r, lane1 - lane0);) {
+                job_at(&j, w, tile, x, r.lane);
+                job_soon(&j, step, r.at);
+                j.groups = r.count;
+                j.out = out + (size_t)r.lane * out_stride + (size_t)tile * OURO_TILE;
+                run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, r.lanes, step);
             }
     }
 }
@@ -149,7 +165,7 @@ static inline void store_swiglu(const float *pair, uint8_t *out, int as_bf16)
 static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *x, int lane0, int lane1, void *out,
                    size_t out_stride)
 {
-    _Alignas(64) float scratch[V_MAX_TILES * V_LANES * OURO_TILE], both[V_MAX_TILES * V_LANES * OURO_TILE];
+    _Alignas(64) float scratch[V_MAX_TILES * V_LANES * OURO_TILE], both[V_TOGETHER * 2 * OURO_TILE];
     v_kind kind = kind_of(w, x);
     const size_t element = kind == V_BF16 ? sizeof(uint16_t) : sizeof(float), stride = out_stride * element;
     v_job j = job_of(w, x, kind);
@@ -162,14 +178,15 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
         const v_groups groups = groups_in(kind, end - begin);
         for (int pair = pair0, pairs; pair < pair1; pair += pairs) {
             pairs = pair + step <= pair1 ? step : 1;
-            for (int lane = begin, at = 0, n; at < groups.count; lane += n, at++) {
-                n = groups.lanes + (at < groups.longer);
-                job_at(&j, w, 2 * pair, x, lane);
-                job_soon(&j, 2 * step, at);
+            for (v_run r = {.lane = begin}; run_next(&groups, &r, V_TOGETHER / step);) {
+                const int n = r.lanes * r.count;
+                job_at(&j, w, 2 * pair, x, r.lane);
+                job_soon(&j, 2 * step, r.at);
+                j.groups = r.count;
                 j.out = both;
-                uint8_t *to = (uint8_t *)out + (size_t)lane * stride + (size_t)pair * OURO_TILE * element;
+                uint8_t *to = (uint8_t *)out + (size_t)r.lane * stride + (size_t)pair * OURO_TILE * element;
                 for (int l = 0; l < n; l++) V_PREFETCH_OUT(to + (size_t)l * stride);
-                run_blocks(&j, kind, 2 * pairs, n, most);
+                run_blocks(&j, kind, 2 * pairs, r.lanes, most);
                 for (int l = 0; l < n; l++)
                     for (int p = 0; p < pairs; p++)
                         store_swiglu(both + (size_t)l * j.out_stride + (size_t)p * 2 * OURO_TILE,
