@@ -115,9 +115,9 @@ def test_attention_grid_draws_what_is_attended():
     pattern = np.zeros((1, 2, 3, 3), np.float32)
     pattern[0, 1, 2, 0], pattern[0, 1, 1, :2] = 0.75, 0.5
     html = str(attention_grid(pattern, heads=[1]))
-    assert 'viewBox="0 0 3 3"' in html
-    marks = re.findall(r'<path fill-opacity="([0-9.]+)" d="([^"]+)"/>', html)
-    assert marks == [("0.50", "M0 1h1v1h-1zM1 1h1v1h-1z"), ("0.75", "M0 2h1v1h-1z")]  # x: attended to, y: attends
+    assert 'viewBox="0 -.5 3 3"' in html
+    marks = re.findall(r'<path stroke-opacity="([0-9.]+)" d="([^"]+)"/>', html)
+    assert marks == [("0.50", "M0 1h1M1 1h1"), ("0.75", "M0 2h1")]  # x: attended to, y: attends
 
 
 def test_text_of_tokens_is_escaped(trace):

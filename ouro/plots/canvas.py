@@ -91,6 +91,18 @@ def heat_map(
     return image
 
 
+def log_scale(ax: Any) -> None:
+    """A logarithmic y axis; plain numbers at 1, 2 and 5 where it spans so little that powers of ten alone say nothing."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if high < 30 * low:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def slant(ax: Any) -> None:
     """Long labels below the picture at an angle, each ending at its tick."""
     for text in ax.get_xticklabels():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ouro.labelled import LabelledArray, LabelledSet
-from ouro.plots.canvas import SEQUENTIAL, axes, colour, heat_map, with_units, word
+from ouro.plots.canvas import SEQUENTIAL, axes, colour, heat_map, log_scale, with_units, word
 
 TITLES = {"top1": "same top token", "kl": "KL(p_step || p_other)", "cka": "linear CKA of states", "agreement": "same answer"}
 
@@ -78,7 +78,7 @@ def plot_drift(result: LabelledSet, *, names: tuple[str, ...] = ("relative_l2", 
     for i, name in enumerate(names):
         label = with_units(name, result[name].attrs.get("units"))  # the divergence of single tokens spans many decades: no band
         plot_by_step(result, name=name, label=label, band=name != "kl", color=colour(i), ax=ax)
-    ax.set_yscale("log")
+    log_scale(ax)
     ax.set_ylabel("mean of tokens, quartiles as a band")
     ax.set_title("change from the step before", fontsize=10)
     return ax

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ouro.labelled import LabelledArray, LabelledSet
-from ouro.plots.canvas import axes, colour, contrast, heat_map, slant, step_colours, with_units
+from ouro.plots.canvas import axes, colour, contrast, heat_map, log_scale, slant, step_colours, with_units
 from ouro.plots.drift import plot_by_step
 
 
@@ -40,7 +40,7 @@ def plot_layers_by_step(result: LabelledArray | LabelledSet, *, ax: Any = None) 
 
 
 def plot_kv_similarity(result: LabelledSet, *, ax: Any = None) -> Any:
-    """What each way of sharing keys and values between the steps loses: mean over layers, keys solid and values dashed.
+    """What each way of sharing keys and values between the steps loses: mean over layers, keys solid, values dashed and with squares.
 
     Parameters
     ----------
@@ -54,12 +54,12 @@ def plot_kv_similarity(result: LabelledSet, *, ax: Any = None) -> Any:
     ax = axes(ax)
     steps, policies = result["key_residual"].coords["step"], result["key_residual"].coords["policy"]
     for i, policy in enumerate(policies):
-        for name, style in (("key", "-"), ("value", "--")):
+        for name, style in (("key", "o-"), ("value", "s--")):
             loss = result[f"{name}_residual"].sel(policy=policy).mean("layer").values
-            ax.plot(steps, loss, style, color=colour(i), marker="o", label=f"{name}s, {str(policy).replace('_', ' ')}")
-    ax.set(xlabel="step", ylabel="squared residual / squared norm", ylim=(0, None))
+            ax.plot(steps, loss, style, color=colour(i), markersize=5, label=f"{name}s, {str(policy).replace('_', ' ')}")
+    ax.set(xlabel="step", ylabel="squared residual / squared norm", ylim=(0, 1.3 * ax.get_ylim()[1]))  # room for the legend
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False, fontsize=8, ncols=2)
+    ax.legend(frameon=False, fontsize=8, ncols=3, handlelength=3.5)
     ax.set_title("keys and values replaced by shared ones", fontsize=10)
     return ax
 
@@ -80,7 +80,8 @@ def plot_fixed_point(result: LabelledSet, *, ax: Any = None) -> Any:
     plot_by_step(result, name="move", label="from the step before", color=colour(0), ax=ax)
     plot_by_step(result.isel(step=slice(0, -1)), name="to_last", label="to the last state", color=colour(1), ax=ax)
     radius = result["contraction"].values
-    ax.set(yscale="log", ylabel="relative distance")
+    log_scale(ax)
+    ax.set_ylabel("relative distance")
     ax.set_title(f"coming to rest (spectral radius at the end {np.mean(radius):.3g})", fontsize=10)
     return ax
 
@@ -104,7 +105,8 @@ def plot_perturbation(result: LabelledSet, *, ax: Any = None) -> Any:
         ax.plot(steps, gain.values, color=colour(6), linewidth=1, alpha=0.7)
     ax.plot(steps, np.exp(np.log(gain.values).mean(1)), color=colour(0), marker="o", label="mean of sequences")
     ax.axhline(1, color=ax.spines["left"].get_edgecolor(), linewidth=0.8, linestyle=":")
-    ax.set(yscale="log", xlabel="step", ylabel="size, relative to the change made")
+    log_scale(ax)
+    ax.set(xlabel="step", ylabel="size, relative to the change made")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_title(result.title, fontsize=10)
     return ax

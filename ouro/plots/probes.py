@@ -28,7 +28,7 @@ def plot_faithfulness(result: LabelledSet, *, ax: Any = None) -> Any:
     x = np.arange(steps * layers)
     for i, shade in enumerate(step_colours(answers)):
         ax.plot(x, probe[i].reshape(-1), color=shade, marker="o", markersize=3, label=f"answer of step {i}")
-        ax.axhline(majority[i], color=shade, linestyle=":", linewidth=1)
+        ax.axhline(majority[i], color=shade, linestyle=":", linewidth=1, label="most frequent answer" if i == answers - 1 else None)
     for t in range(1, steps):
         ax.axvline(t * layers - 0.5, color=ax.spines["left"].get_edgecolor(), linewidth=0.5, linestyle=":")
     ax.set_xticks((np.arange(steps) + 0.5) * layers - 0.5, [f"step {t}" for t in range(steps)])

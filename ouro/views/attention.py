@@ -14,14 +14,15 @@ LEAST = 0.02  # weights below it are not drawn: they would not be seen
 MOST_TOKENS = 128
 
 
-def _square(weights: np.ndarray[tuple[int, int], np.dtype[np.float32]], side: int) -> str:
-    """One drawing in units of a cell; cells of the same weight (to two digits) are one path, so that pages stay small."""
+def _square(weights: np.ndarray[tuple[int, int], np.dtype[np.float32]], side: int, name: str) -> str:
+    """One drawing in units of a cell, called `name` for those who do not see it; a cell is a stroke as thick as long,
+    those of the same weight (to two digits) are one path, so that pages stay small."""
     n, cells = len(weights), dict[str, list[str]]()
     for dest, src in np.argwhere(np.tril(weights) >= LEAST).tolist():
-        cells.setdefault(f"{weights[dest, src]:.2f}", []).append(f"M{src} {dest}h1v1h-1z")
-    marks = "".join(f'<path fill-opacity="{w}" d="{"".join(places)}"/>' for w, places in sorted(cells.items()))
+        cells.setdefault(f"{weights[dest, src]:.2f}", []).append(f"M{src} {dest}h1")
+    marks = "".join(f'<path stroke-opacity="{w}" d="{"".join(places)}"/>' for w, places in sorted(cells.items()))
     style = "outline:1px solid rgba(128,128,128,.6)"
-    return f'<svg width="{side}" height="{side}" viewBox="0 0 {n} {n}" role="img" style="{style}"><g fill="#4477aa">{marks}</g></svg>'
+    return f'<svg width="{side}" height="{side}" viewBox="0 -.5 {n} {n}" role="img" aria-label="{name}" style="{style}">{marks}</svg>'
 
 
 def attention_grid(
@@ -62,7 +63,7 @@ def attention_grid(
             raise IndexError(f"head is {h}, expected 0 to {p.shape[1] - 1}")
     head = "<tr><th></th>" + "".join(f"<th>head {h}</th>" for h in chosen) + "</tr>"
     rows = "".join(
-        f"<tr><th>step {t}</th>" + "".join(f"<td>{_square(p[t, h], side)}</td>" for h in chosen) + "</tr>" for t in range(len(p))
+        f"<tr><th>step {t}</th>" + "".join(f"<td>{_square(p[t, h], side, f'step {t}, head {h}')}</td>" for h in chosen) + "</tr>" for t in range(len(p))
     )
     named = "" if tokens is None else " Tokens: " + " ".join(f"{i}:{shown(t)}" for i, t in enumerate(tokens))
     caption = f'<div class="cap">{escape(title)}. Down: position that attends. Across: position attended to.{named}</div>'

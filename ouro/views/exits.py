@@ -34,8 +34,9 @@ def exit_strip(trace: Trace, *, row: int = 0, q: float | None = None) -> View:
             f' title="step {t}: {p:.3f}"></span>'
             for t, p in enumerate(trace.exit_pdf[:, row, i])
         )
+        spoken = ", ".join(f"step {t} {p:.2f}" for t, p in enumerate(trace.exit_pdf[:, row, i]))
         out = "" if steps is None else f"<td>{steps[i]}</td>"
-        lines.append(f'<tr><td>{i}</td><th>{shown(token)}</th><td><div class="bar">{parts}</div></td>'
+        lines.append(f'<tr><td>{i}</td><th>{shown(token)}</th><td><div class="bar" role="img" aria-label="{spoken}">{parts}</div></td>'
                      f"<td>{trace.expected_steps[row, i]:.2f}</td>{out}</tr>")  # fmt: skip
     leaves = "" if steps is None else f"<th>leaves at (q = {q:g})</th>"
     head = f"<tr><th>pos</th><th>token</th><th>exit distribution</th><th>mean steps</th>{leaves}</tr>"

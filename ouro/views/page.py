@@ -1,7 +1,8 @@
 """What all views share: the `View` object, the style sheet, colours, and text that is safe in HTML.
 
 A view never holds a script and never loads anything. Shades are one colour with an opacity, so that they read on a light
-page and on a dark one; step selectors are radio buttons and style rules.
+page and on a dark one; step selectors are radio buttons and style rules. Text has the colour of what is around it: a page of
+its own follows the reader's setting, a notebook its theme (JupyterLab and VS Code say which by an attribute or a class of body).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ STEP_COLOURS = ("#4477aa", "#ccbb44", "#ee6677", "#228833", "#66ccee", "#aa3377"
 """One colour a step (Paul Tol's bright scheme: distinct also with colour-blind eyes); repeats after eight."""
 
 STYLE = """
-.ouro{font:13px/1.35 system-ui,sans-serif;color:CanvasText;color-scheme:light dark;overflow-x:auto}
-.ouro .cap{opacity:.75;margin:.2em 0 .6em}
+.ouro{font:13px/1.35 system-ui,sans-serif;overflow-x:auto;--mark:#4477aa}
+.ouro .cap{margin:.2em 0 .6em}
 .ouro .flow{display:flex;flex-wrap:wrap;gap:3px}
 .ouro .tok{border:1px solid rgba(128,128,128,.35);border-radius:4px;padding:2px 5px;text-align:center;white-space:pre}
 .ouro .tok b{display:block;font-weight:600}
@@ -26,6 +27,7 @@ STYLE = """
 .ouro table{border-collapse:collapse;font-size:12px}
 .ouro td,.ouro th{padding:1px 5px;white-space:pre;text-align:center;border:1px solid rgba(128,128,128,.25)}
 .ouro th{font-weight:600}
+.ouro th:first-child{position:sticky;left:0;background:var(--jp-layout-color0,var(--vscode-editor-background,Canvas))}
 .ouro .key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin:0 .3em 0 .8em;vertical-align:-1px}
 .ouro input{position:absolute;opacity:0}
 .ouro label{display:inline-block;padding:1px 9px;margin:0 3px 6px 0;border:1px solid rgba(128,128,128,.5);border-radius:9px;cursor:pointer}
@@ -34,8 +36,9 @@ STYLE = """
 .ouro tr.end>*{border-top:2px solid rgba(128,128,128,.8)}
 .ouro tr.own td{font-weight:600}
 .ouro .bar{display:flex;height:1.1em;min-width:12em}
-.ouro svg text{fill:CanvasText;font:10px system-ui,sans-serif}
-@media (prefers-color-scheme:dark){.ouro{color-scheme:dark}}
+.ouro svg{stroke:var(--mark)}
+[data-jp-theme-light=false] .ouro,.vscode-dark .ouro{--mark:#8cc4ff}
+@media (prefers-color-scheme:dark){.ouro-page .ouro{--mark:#8cc4ff}}
 """.strip()
 
 
@@ -75,15 +78,23 @@ class View:
         """A whole HTML document."""
         return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title>'
                 '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark"></head>'
-                f'<body style="margin:1.2em">{self._body}</body></html>')  # fmt: skip
+                f'<body class="ouro-page" style="margin:1.2em">{self._body}</body></html>')  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Write a whole HTML document; what stood there is replaced only when all of it is written."""
+        """Write a whole HTML document; what stood there is replaced only when all of it is written.
+
+        Raises
+        ------
+        OSError
+            Of the kind that the system gave, naming `path`.
+        """
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             temporary.write_text(self.page(), encoding="utf-8")
             temporary.replace(path)
+        except OSError as error:
+            raise type(error)(error.errno, f"cannot write the page, {(error.strerror or str(error)).lower()}", str(path)) from None
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -102,7 +113,7 @@ def shown(token: str, longest: int = 16) -> str:
 
 
 def step_panes(names: Sequence[str], panes: Sequence[str], chosen: int) -> str:
-    """Panes of which one is seen, chosen by a row of radio buttons. Names and panes are markup already."""
+    """Panes of which one is seen, chosen by a row of radio buttons (arrow keys too). Names and panes are markup already."""
     group = "o" + hashlib.sha256("\0".join(panes).encode()).hexdigest()[:12]
     rules = ",".join(f"#{group}-{i}:checked~.{group}-{i}" for i in range(len(panes)))
     marks = ",".join(f"#{group}-{i}:checked+label" for i in range(len(panes)))
@@ -111,7 +122,7 @@ def step_panes(names: Sequence[str], panes: Sequence[str], chosen: int) -> str:
         checked = " checked" if i == chosen else ""
         out.append(f'<input type="radio" name="{group}" id="{group}-{i}"{checked}><label for="{group}-{i}">{name}</label>')
     out += [f'<div class="pane {group}-{i}">{pane}</div>' for i, pane in enumerate(panes)]
-    return "<div>" + "".join(out) + "</div>"
+    return '<div role="radiogroup" aria-label="step">' + "".join(out) + "</div>"
 
 
 def step_key(n_steps: int) -> str:
