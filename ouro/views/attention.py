@@ -62,9 +62,10 @@ def attention_grid(
         if not 0 <= h < p.shape[1]:
             raise IndexError(f"head is {h}, expected 0 to {p.shape[1] - 1}")
     head = "<tr><th></th>" + "".join(f"<th>head {h}</th>" for h in chosen) + "</tr>"
-    rows = "".join(
-        f"<tr><th>step {t}</th>" + "".join(f"<td>{_square(p[t, h], side, f'step {t}, head {h}')}</td>" for h in chosen) + "</tr>" for t in range(len(p))
-    )
+    rows = ""
+    for t, at in enumerate(p):
+        squares = "".join(f"<td>{_square(at[h], side, f'step {t}, head {h}')}</td>" for h in chosen)
+        rows += f"<tr><th>step {t}</th>{squares}</tr>"
     named = "" if tokens is None else " Tokens: " + " ".join(f"{i}:{shown(t)}" for i, t in enumerate(tokens))
     caption = f'<div class="cap">{escape(title)}. Down: position that attends. Across: position attended to.{named}</div>'
     return View(f"{caption}<table>{head}{rows}</table>", title)
