@@ -1,15 +1,17 @@
-"""Memory of captures: arrays that begin on a cache line, and freed ones kept for the next capture.
+"""Memory that is kept for its next use: arrays of captures here, which begin on a cache line; key/value pages by each model.
 
 New memory is dear: the system has to find and clear each page when it is first written, and a virtual machine may have to ask
 its host for it. Memory that was written before costs a small part of that (docs/microscope.md has figures). So the memory of
-captures that nobody refers to any more is kept, up to `KEPT_BYTES`, and used for captures of about the same size. It is
-given back when a capture would not fit otherwise, and by `free_memory`.
+captures that nobody refers to any more is kept, up to `KEPT_BYTES`, and used for captures of about the same size; a model keeps
+its key/value pages in the same way (csrc/base/stock.h). All is given back when a capture would not fit otherwise, and by
+`free_memory`.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+import weakref
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,21 @@ KEPT_BYTES = 1 << 30  # most that is kept of freed captures
 LEAST_BYTES = 1 << 20  # smaller arrays are left to NumPy
 LINE = 64  # bytes of a cache line: whole lines can be written past the caches
 _kept: list[NDArray[np.uint8]] = []  # the last freed at the end
+_page_keepers: weakref.WeakSet[PageKeeper] = weakref.WeakSet()
 _lock = threading.RLock()  # a finalizer may run anywhere, also inside of this module
+
+
+class PageKeeper(Protocol):
+    """What keeps key/value pages: a model."""
+
+    def free_pages(self) -> int:
+        """Give them back; their bytes."""
+
+
+def keeps_pages(keeper: PageKeeper) -> None:
+    """Let `free_memory` ask `keeper`, for as long as it lives."""
+    with _lock:
+        _page_keepers.add(keeper)
 
 
 class _Lease:
@@ -62,7 +78,7 @@ def kept_bytes() -> int:
 
 
 def free_memory() -> int:
-    """Give back what is kept of freed captures; the bytes that were.
+    """Give back what is kept for its next use, memory of freed captures and key/value pages of every model; the bytes that were.
 
     >>> import ouro
     >>> ouro.free_memory() >= 0, ouro.free_memory()
@@ -71,4 +87,5 @@ def free_memory() -> int:
     with _lock:
         freed = kept_bytes()
         _kept.clear()
-    return freed
+        keepers = list(_page_keepers)
+    return freed + sum(keeper.free_pages() for keeper in keepers)

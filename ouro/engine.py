@@ -301,7 +301,8 @@ class Engine:
         for name, value in (("max_cache_bytes", max_cache_bytes), ("max_queue", max_queue), ("prefill_lanes", prefill_lanes)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected 1 or more")
-        limit = _core.available_memory() // 10 * 9 if max_cache_bytes is None else max_cache_bytes
+        available = _core.available_memory() + model._core.kept_pages()
+        limit = available // 10 * 9 if max_cache_bytes is None else max_cache_bytes
         prefix = limit // 4 if prefix_cache_bytes is None else prefix_cache_bytes
         self.model = model
         core = _core.Engine(model._core, max_lanes, limit, prefix, prefill_lanes, max_queue or 0, log is not None)

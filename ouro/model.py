@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro import _core
+from ouro.arrays import keeps_pages
 from ouro.cache import ActivationCache
 from ouro.capture import CaptureDtype, CapturePlan, Positions, StopAt
 from ouro.chat import ChatTemplate, Message
@@ -78,6 +79,7 @@ class Model:
         self.load_seconds = load_seconds
         self.tokenizer = Tokenizer.from_directory(path)
         self._chat_template: ChatTemplate | None = None
+        keeps_pages(self)
         self._hooks: ContextVar[tuple[tuple[Filter, HookFunction], ...]] = ContextVar("hooks", default=())
 
     def __repr__(self) -> str:
@@ -539,6 +541,11 @@ class Model:
             When something is there already, or the directory can not be written.
         """
         save_packed(self._core, self.path, Path(directory))
+
+    def free_pages(self) -> int:
+        """Give back the key/value pages that are kept for the next call, at most 1 GiB; their bytes. `ouro.free_memory` does so
+        for every model."""
+        return self._core.free_pages()
 
     def info(self) -> dict[str, Any]:
         """Sizes by part (bytes), kernels, threads and BLAS in use."""

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/memory.h"
 #include "ouro_status.h"
 
 ouro_page *ouro_page_new(ouro_page_budget *b)
@@ -16,7 +15,7 @@ ouro_page *ouro_page_new(ouro_page_budget *b)
         return NULL;
     }
     ouro_page *p = malloc(sizeof *p);
-    uint8_t *data = p ? ouro_big_alloc(bytes) : NULL;
+    uint8_t *data = p ? ouro_stock_take(b->stock) : NULL;
     if (!data) {
         free(p);
         ouro_fail(OURO_ERR_MEMORY, "no memory for a key/value page of %zu bytes", bytes);
@@ -37,7 +36,7 @@ ouro_page *ouro_page_share(ouro_page *p)
 void ouro_page_release(ouro_page_budget *b, ouro_page *p)
 {
     if (!p || --p->refs > 0) return;
-    ouro_big_free(p->data, b->layout->page_bytes);
+    ouro_stock_give(b->stock, p->data);
     b->bytes -= b->layout->page_bytes;
     free(p);
 }

@@ -11,11 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/stock.h"
 #include "model/kv.h"
 
-/* Counts the bytes of live pages against a limit. Used from one thread at a time. */
+/* Counts the bytes of live pages against a limit. Used from one thread at a time; the stock serves all budgets of a model. */
 typedef struct ouro_page_budget {
     const ouro_kv_layout *layout;
+    ouro_stock *stock;               /* where pages come from and go to */
     size_t bytes, peak, limit;
     bool (*make_room)(void *arg, size_t bytes);  /* frees pages that nobody needs until `bytes` fit, or says no; may be NULL */
     void *make_room_arg;

@@ -61,10 +61,10 @@ int ouro_engine_new(ouro_workspace *ws, const ouro_engine_options *options, ouro
     e->ws = ws;
     e->options = *options;
     e->arrived_end = &e->arrived;
-    if (!e->options.max_cache_bytes) e->options.max_cache_bytes = ouro_available_memory() / 10 * 9;
+    if (!e->options.max_cache_bytes) e->options.max_cache_bytes = (ouro_available_memory() + ouro_stock_kept(&ws->pages)) / 10 * 9;
     if (!e->options.prefill_lanes) e->options.prefill_lanes = 8;
-    e->budget = (ouro_page_budget){.layout = &ws->kv, .limit = e->options.max_cache_bytes, .make_room = make_room,
-                                   .make_room_arg = &e->prefix};
+    e->budget = (ouro_page_budget){.layout = &ws->kv, .stock = &ws->pages, .limit = e->options.max_cache_bytes,
+                                   .make_room = make_room, .make_room_arg = &e->prefix};
     ouro_prefix_init(&e->prefix, &e->budget, e->options.prefix_cache_bytes);
     status = ouro_sampler_init(&e->sampler, ws->model->config.d_vocab);
     if (status == OURO_OK && pthread_mutex_init(&e->door, NULL)) {

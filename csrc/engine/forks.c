@@ -113,7 +113,7 @@ size_t ouro_forks_bytes(const ouro_workspace *ws, int n, int n_steps)
     return ouro_cache_bytes(&ws->kv, n, n_steps) + (size_t)n_steps * (size_t)(c->n_layers + 1) * (size_t)n * row;
 }
 
-static int check_base(const ouro_workspace *ws, const int32_t *tokens, int n, int n_steps, int max_lanes)
+static int check_base(ouro_workspace *ws, const int32_t *tokens, int n, int n_steps, int max_lanes)
 {
     const ouro_config *c = &ws->model->config;
     if (n < 1 || n_steps < 1 || n_steps > OURO_MAX_STEPS || max_lanes < 1)
@@ -123,7 +123,7 @@ static int check_base(const ouro_workspace *ws, const int32_t *tokens, int n, in
         if (tokens[i] < 0 || tokens[i] >= c->d_vocab)
             return ouro_fail(OURO_ERR_ARGUMENT, "token %d at position %d is outside of the vocabulary of %d", (int)tokens[i], i,
                              (int)c->d_vocab);
-    size_t need = ouro_forks_bytes(ws, n, n_steps), free_bytes = ouro_available_memory();
+    size_t need = ouro_forks_bytes(ws, n, n_steps), free_bytes = ouro_workspace_available(ws, need);
     if (need > free_bytes) return ouro_fail(OURO_ERR_MEMORY, "the base run keeps %zu bytes, %zu are available", need, free_bytes);
     return OURO_OK;
 }
@@ -141,7 +141,7 @@ int ouro_forks_new(ouro_workspace *ws, const int32_t *tokens, int n, int n_steps
     f->ws = ws;
     f->n = n;
     f->n_steps = n_steps;
-    f->budget = (ouro_page_budget){.layout = &ws->kv, .limit = SIZE_MAX / 2};
+    f->budget = (ouro_page_budget){.layout = &ws->kv, .stock = &ws->pages, .limit = SIZE_MAX / 2};
     f->inputs = malloc(rows * (size_t)ws->model->config.n_layers * d * sizeof(float));
     f->states = malloc(rows * d * sizeof(float));
     if (!f->inputs || !f->states) status = ouro_fail(OURO_ERR_MEMORY, "no memory for the rows of a base run");

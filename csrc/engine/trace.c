@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/memory.h"
 #include "engine/cache.h"
 #include "model/seen.h"
 #include "ouro_status.h"
@@ -89,10 +88,10 @@ static int plan_turns(trace_run *x)
 static int open_run(trace_run *x)
 {
     const ouro_trace *t = x->t;
-    size_t need = ouro_trace_cache_bytes(x->ws, t), available = ouro_available_memory();
+    size_t need = ouro_trace_cache_bytes(x->ws, t), available = ouro_workspace_available(x->ws, need);
     if (need > available)
         return ouro_fail(OURO_ERR_MEMORY, "the key/value cache of this trace needs %zu bytes, %zu are available", need, available);
-    x->budget = (ouro_page_budget){.layout = &x->ws->kv, .limit = need};
+    x->budget = (ouro_page_budget){.layout = &x->ws->kv, .stock = &x->ws->pages, .limit = need};
     size_t batch = t->batch > 0 ? (size_t)t->batch : 1;
     for (int b = 0; b < t->batch; b++) x->n_places += t->lengths[b];
     x->sequences = calloc(batch, sizeof *x->sequences);

@@ -116,6 +116,13 @@ int ouro_workspace_reserve_logits(ouro_workspace *ws)
     return ws->logits ? OURO_OK : ouro_fail(OURO_ERR_MEMORY, "no memory for %zu bytes of logits", bytes);
 }
 
+size_t ouro_workspace_available(ouro_workspace *ws, size_t need)
+{
+    size_t available = ouro_available_memory();
+    if (available < need && ouro_stock_empty(&ws->pages)) available = ouro_available_memory();
+    return available;
+}
+
 int ouro_workspace_new(const ouro_model *m, ouro_kv_dtype kv, int n_threads, ouro_workspace **out)
 {
     *out = NULL;
@@ -126,7 +133,12 @@ int ouro_workspace_new(const ouro_model *m, ouro_kv_dtype kv, int n_threads, our
     if (!ws) return ouro_fail(OURO_ERR_MEMORY, "no memory for a workspace");
     ws->model = m;
     int status = ouro_kv_layout_init(&ws->kv, &m->config, kv);
-    ws->pool = status == OURO_OK ? ouro_pool_new(n_threads) : NULL;
+    if (status == OURO_OK) status = ouro_stock_init(&ws->pages, ws->kv.page_bytes, OURO_KEPT_PAGES);
+    if (status != OURO_OK) {
+        free(ws);
+        return status;
+    }
+    ws->pool = ouro_pool_new(n_threads);
     ws->n_threads = ws->pool ? ouro_pool_threads(ws->pool) : 0;
     ws->scratch = calloc((size_t)ws->n_threads + 1, sizeof *ws->scratch);
     ws->all_layers = calloc((size_t)m->config.n_layers, sizeof *ws->all_layers);
@@ -138,9 +150,8 @@ int ouro_workspace_new(const ouro_model *m, ouro_kv_dtype kv, int n_threads, our
         complete = ws->scratch[i] != NULL;
     }
     if (!complete) {
-        if (status == OURO_OK) status = ouro_fail(OURO_ERR_MEMORY, "no memory for the workspace of %d threads", n_threads);
         ouro_workspace_free(ws);
-        return status;
+        return ouro_fail(OURO_ERR_MEMORY, "no memory for the workspace of %d threads", n_threads);
     }
     *out = ws;
     return OURO_OK;
@@ -159,5 +170,6 @@ void ouro_workspace_free(ouro_workspace *ws)
     free(ws->half_done);
     free(ws->blas_scratch);
     ouro_pool_free(ws->pool);
+    ouro_stock_fini(&ws->pages);
     free(ws);
 }

@@ -9,11 +9,13 @@
 #include <stdatomic.h>
 
 #include "base/pool.h"
+#include "base/stock.h"
 #include "model/lane.h"
 
 #define OURO_ATTEND_ROWS OURO_MAX_GROUP  /* query rows that one attention unit works on at once */
 #define OURO_BLAS_TILES 8        /* tiles unpacked for one sgemm */
 #define OURO_READOUT_ROWS 32     /* states that one readout sweep of the head carries */
+#define OURO_KEPT_PAGES ((size_t)1 << 30)
 
 /* A run of lanes that attention handles as one unit: same pages, no side, at most ATTEND_ROWS query rows a kv head. */
 typedef struct ouro_span { int begin, end; } ouro_span;
@@ -22,6 +24,7 @@ typedef struct ouro_workspace {
     const ouro_model *model;
     ouro_pool *pool;                 /* owned */
     ouro_kv_layout kv;
+    ouro_stock pages;                /* cache pages that no request holds now, at most KEPT_PAGES bytes */
     int *all_layers;                 /* [n_layers] 0, 1, ...: the order of a plain sweep */
     int lanes;                       /* rows allocated */
     ouro_acts x_model, x_heads, x_mlp;   /* inputs of products: cols d_model, n_heads * d_head, d_mlp */
@@ -49,6 +52,8 @@ int ouro_workspace_new(const ouro_model *m, ouro_kv_dtype kv, int n_threads, our
 void ouro_workspace_free(ouro_workspace *ws);
 int ouro_workspace_reserve(ouro_workspace *ws, int lanes);
 int ouro_workspace_reserve_logits(ouro_workspace *ws);
+/* Bytes that can still be used; where they are fewer than `need`, pages that are kept are given back first. */
+size_t ouro_workspace_available(ouro_workspace *ws, size_t need);
 
 /* points of a layer (n_layers: of the step) that some lane's observer wants */
 static inline uint64_t ouro_wanted(const ouro_workspace *ws, int layer) { return ws->want ? ws->want[layer] : 0; }

@@ -400,6 +400,25 @@ static PyObject *model_info(PyObject *o, PyObject *unused)
                          ouro_format_name((int)f->embed));
 }
 
+/* kept_pages() and free_pages() -> bytes; any thread, also while another runs the model */
+static PyObject *model_kept_pages(PyObject *o, PyObject *unused)
+{
+    (void)unused;
+    model_object *self = (model_object *)o;
+    return PyLong_FromSize_t(self->ws ? ouro_stock_kept(&self->ws->pages) : 0);
+}
+
+static PyObject *model_free_pages(PyObject *o, PyObject *unused)
+{
+    (void)unused;
+    model_object *self = (model_object *)o;
+    size_t freed = 0;
+    Py_BEGIN_ALLOW_THREADS
+    if (self->ws) freed = ouro_stock_empty(&self->ws->pages);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromSize_t(freed);
+}
+
 static PyMethodDef methods[] = {
     {"put", model_put, METH_VARARGS, "put($self, tensor, layer, dtype, row0, data, /)\n--\n\nPacks whole rows of one tensor."},
     {"put_int4", model_put_int4, METH_VARARGS,
@@ -412,6 +431,8 @@ static PyMethodDef methods[] = {
      "exit_steps($self, states, gate_logit, kind, threshold, min_steps, delay, rule, /)\n--\n\nThe step at which an exit rule lets each position go."},
     {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
     {"save", ouro_model_save, METH_VARARGS, "save($self, path, progress=None, /)\n--\n\nWrites the packed weights as one file."},
+    {"kept_pages", model_kept_pages, METH_NOARGS, "kept_pages($self)\n--\n\nBytes of cache pages that no request holds and that are kept for the next."},
+    {"free_pages", model_free_pages, METH_NOARGS, "free_pages($self)\n--\n\nGives the kept cache pages back to the system; their bytes."},
     {"info", model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},
     {NULL, NULL, 0, NULL},
 };

@@ -6,6 +6,7 @@
 #include "base/cpu.h"
 #include "base/memory.h"
 #include "base/pool.h"
+#include "base/stock.h"
 #include "harness.h"
 #include "ouro_status.h"
 
@@ -60,6 +61,59 @@ static void test_alloc(void)
     }
     EXPECT(ouro_alloc(SIZE_MAX) == NULL && ouro_alloc(SIZE_MAX - 63) == NULL, "a size that wraps around");
     ouro_free(NULL);
+}
+
+static int is_zero(const uint8_t *p, size_t n) { return p[0] == 0 && memcmp(p, p + 1, n - 1) == 0; }
+
+static void test_stock(void)
+{
+    enum { N = 4, BYTES = 10000 };
+    ouro_stock s;
+    uint8_t *p[N];
+    EXPECT(ouro_stock_init(&s, BYTES, 3 * BYTES) == OURO_OK, "%s", ouro_last_error());
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < N; i++) {
+            p[i] = ouro_stock_take(&s);
+            EXPECT(p[i] && is_zero(p[i], BYTES), "round %d, block %d is zero", round, i);
+            if (p[i]) memset(p[i], 0xff, BYTES);
+        }
+        EXPECT(ouro_stock_kept(&s) == 0, "%zu kept", ouro_stock_kept(&s));
+        for (int i = 0; i < N; i++) ouro_stock_give(&s, p[i]);
+        EXPECT(ouro_stock_kept(&s) == 3 * BYTES, "%zu kept, no more than the limit", ouro_stock_kept(&s));
+    }
+    uint8_t *again = ouro_stock_take(&s);
+    EXPECT(again == p[2], "the last that was kept comes first");
+    EXPECT(ouro_stock_empty(&s) == 2 * BYTES && ouro_stock_empty(&s) == 0 && ouro_stock_kept(&s) == 0, "emptied");
+    ouro_stock_give(&s, again);
+    ouro_stock_fini(&s);
+}
+
+static void *take_and_give(void *stock)
+{
+    long wrong = 0;
+    for (int i = 0; i < 200; i++) {
+        uint8_t *p = ouro_stock_take(stock);
+        wrong += !p || !is_zero(p, 4096);
+        if (p) memset(p, i | 1, 4096);
+        if (p) ouro_stock_give(stock, p);
+        if (i % 64 == 0) ouro_stock_empty(stock);
+    }
+    return (void *)(intptr_t)wrong;
+}
+
+static void test_stock_of_threads(void)
+{
+    ouro_stock s;
+    pthread_t thread[4];
+    EXPECT(ouro_stock_init(&s, 4096, 2 * 4096) == OURO_OK, "%s", ouro_last_error());
+    for (int i = 0; i < 4; i++) pthread_create(&thread[i], NULL, take_and_give, &s);
+    for (int i = 0; i < 4; i++) {
+        void *wrong;
+        pthread_join(thread[i], &wrong);
+        EXPECT(!wrong, "thread %d saw %ld blocks that were not its own and zero", i, (long)(intptr_t)wrong);
+    }
+    EXPECT(ouro_stock_kept(&s) <= 2 * 4096, "%zu kept", ouro_stock_kept(&s));
+    ouro_stock_fini(&s);
 }
 
 static void test_big_alloc(void)
@@ -219,6 +273,8 @@ int main(void)
     RUN(test_status);
     RUN(test_alloc);
     RUN(test_big_alloc);
+    RUN(test_stock);
+    RUN(test_stock_of_threads);
     RUN(test_resident);
     RUN(test_available);
     RUN(test_cpu);
