@@ -124,14 +124,13 @@ def _ask() -> str:
 def inspect_table(model: Model, trace: Trace) -> str:
     """One line per token; per step the top token that would follow, its probability, the readout's entropy and p(exit)."""
     ids, p = trace.top_tokens(1)
-    tokens = model.to_str_tokens(trace.token_ids[0]) if model.tokenizer else [str(i) for i in trace.token_ids[0]]
-    name = model.to_str_tokens if model.tokenizer else (lambda x: [str(i) for i in x])
+    tokens = model.token_names(trace.token_ids[0])
     head = f"{'pos':>4} {'token':14}" + "".join(f"| {f'after step {t}':14} prob entropy p(exit) " for t in range(trace.n_steps))
     lines = [head + "| steps", "-" * (len(head) + 7)]
     for i, token in enumerate(tokens):
         line = f"{i:4} {_shown(token):14}"
         for t in range(trace.n_steps):
-            top = _shown(name([int(ids[t, 0, i, 0])])[0])
+            top = _shown(model.token_names(ids[t, 0, i])[0])
             line += f"| {top:14} {p[t, 0, i, 0]:.2f} {trace.entropy[t, 0, i]:7.3f} {trace.exit_pdf[t, 0, i]:7.3f} "
         lines.append(line + f"| {trace.expected_steps[0, i]:.2f}")
     return "\n".join(lines)

@@ -106,6 +106,10 @@ class Model:
         ids = self.to_tokens(x) if isinstance(x, str) else [int(i) for i in x]
         return self._need_tokenizer().token_strings(ids)
 
+    def token_names(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> list[str]:
+        """Each token as text of its own, or its id where the model has no tokenizer: for tables and pictures."""
+        return self.to_str_tokens(ids) if self.tokenizer else [str(int(i)) for i in ids]
+
     def _one(self, x: Any) -> list[int]:
         if isinstance(x, str):
             ids = self.to_tokens(x)

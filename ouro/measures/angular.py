@@ -68,6 +68,15 @@ def angular_distance(source: Model | Any, x: Batch | Any = None, *, n: int = 1, 
     n_steps
         Recurrent steps to run.
 
+    Raises
+    ------
+    TypeError
+        For a model without texts, a cache with texts, or something else.
+    KeyError
+        For a cache that lacks `resid_pre` or `resid_post`, naming what it has.
+    ValueError
+        For an n that is not 1 to the number of layers.
+
     Source
     ------
     Gromov et al., "The unreasonable ineffectiveness of the deeper layers", arXiv 2403.17887, equation 3 (they take the last

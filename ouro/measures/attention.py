@@ -114,6 +114,13 @@ def attention_drift(source: Model | Any, x: Batch | Any = None, *, n_steps: int 
     n_steps
         Recurrent steps to run.
 
+    Raises
+    ------
+    TypeError
+        For a model without texts, a cache with texts, or something else.
+    KeyError
+        For a cache that lacks `pattern`, naming what it has.
+
     Source
     ------
     Induction and previous-token scores: Olsson et al., "In-context learning and induction heads", arXiv 2209.11895; mass on the

@@ -58,7 +58,21 @@ def loss_by_step(source: Model | Trace, x: Batch | None = None, *, n_steps: int 
 
     `loss [step, batch, pos]`: cross-entropy of the readout of step t with the token that follows in the text, nats;
     `accuracy`: 1 where that token is the top one. NaN where none follows. The mean over batch and pos is `step_loss`, the
-    `CE_t` of the training objective (arXiv 2510.25741, section 3).
+    `CE_t` of the training objective.
+
+    Parameters
+    ----------
+    source, x, n_steps
+        As for `loop_drift`, with the same errors.
+
+    Raises
+    ------
+    ValueError
+        Where no sequence has a second token: there is nothing to predict.
+
+    Source
+    ------
+    Cross-entropy of each step: arXiv 2510.25741, section 3.
 
     Examples
     --------
@@ -76,6 +90,18 @@ def depth_sweep(model: Model | Trace, x: Batch | None = None, *, max_steps: int 
 
     `loss, accuracy [n_steps, batch, pos]`. One pass does it: the steps share their weights and no step looks ahead, so a run
     of `n_steps = k` ends in the very bits that step k - 1 of a longer run has.
+
+    Parameters
+    ----------
+    model, x
+        A model and texts or ids, or a trace, whose steps are then the depths.
+    max_steps
+        The greatest depth.
+
+    Raises
+    ------
+    ValueError
+        Where no sequence has a second token; else as `loop_drift`.
 
     Source
     ------

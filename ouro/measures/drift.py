@@ -85,6 +85,13 @@ def loop_drift(source: Model | Trace, x: Batch | None = None, *, n_steps: int | 
     n_steps
         Recurrent steps to run; more than trained shows whether the state comes to rest.
 
+    Raises
+    ------
+    TypeError
+        For a model without texts, a trace with texts, or something else.
+    ValueError
+        For texts without tokens, or a trace of another number of steps than `n_steps`.
+
     Source
     ------
     Latent trajectories of looped models: Geiping et al., arXiv 2502.05171; acceleration as exit rule: Pappone et

@@ -85,6 +85,11 @@ def exit_report(
     classes
         From a token's text to the name of its class ("" is counted nowhere); `token_class` unless given.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `loop_drift`; also for a q outside 0 to 1.
+
     Source
     ------
     Exit gate and Q-exit: arXiv 2510.25741, section 3.
@@ -221,6 +226,15 @@ def exit_pareto(
     rules
         `{name: [rule of ouro.exits or a fixed step, ...]}`; unless given all rules, with `settings` thresholds each at quantiles
         of what their signals are on this text.
+    settings
+        Thresholds to try for each rule.
+
+    Raises
+    ------
+    TypeError
+        As `loop_drift`.
+    ValueError
+        Where no sequence has a second token, for a fixed step that is not run; else as `loop_drift`.
 
     Source
     ------

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ouro.labelled import LabelledSet
-from ouro.measures.source import as_trace, labelled, real, token_coords
+from ouro.measures.drift import state_changes
+from ouro.measures.source import as_trace, labelled, need_model, real, token_coords
 from ouro.measures.step_map import StepMap
 from ouro.model import Batch, Model
 
@@ -30,13 +31,12 @@ def rest_distances(states: ArrayLike) -> dict[str, NDArray[np.float64]]:
         below 1 where the path contracts. NaN where there is no step before.
     """
     h = np.asarray(states, np.float64)
-    norm = np.linalg.norm(h, axis=-1)
+    changes = state_changes(h)
+    length, norm = changes["l2"], changes["norm"]
     with np.errstate(invalid="ignore", divide="ignore"):
-        step = np.linalg.norm(np.diff(h, axis=0), axis=-1)
-        move, ratio = np.full(norm.shape, np.nan), np.full(norm.shape, np.nan)
-        move[1:] = step / norm[1:]
-        ratio[2:] = step[1:] / step[:-1]
-        return {"move": move, "to_last": np.linalg.norm(h - h[-1], axis=-1) / norm[-1], "ratio": ratio}
+        ratio = np.full(norm.shape, np.nan)
+        ratio[2:] = length[2:] / length[1:-1]
+        return {"move": length / norm, "to_last": np.linalg.norm(h - h[-1], axis=-1) / norm[-1], "ratio": ratio}
 
 
 def power_iteration(
@@ -130,6 +130,13 @@ def fixed_point(
     iterations, size, seed
         Of the power iteration: see `power_iteration`, `jacobian_product`. Each costs two runs of one step for each sequence.
 
+    Raises
+    ------
+    TypeError
+        For something else than a model: a trace can not be run on.
+    ValueError
+        For fewer than two iterations, or texts without tokens.
+
     Source
     ------
     Fixed points of looped models: Bai et al., "Deep equilibrium models", arXiv 1909.01377; of a recurrent-depth transformer:
@@ -143,7 +150,7 @@ def fixed_point(
     >>> found["to_last"].shape, found["growth"].dims
     ((8, 1, 5), ('iteration', 'batch'))
     """
-    trace = as_trace(model, x, n_steps=n_steps or 4 * model.config.n_steps)
+    trace = as_trace(need_model(model), x, n_steps=n_steps or 4 * model.config.n_steps)
     here = real(trace)
     radius, growth = np.zeros(len(trace.token_ids)), np.zeros((iterations, len(trace.token_ids)))
     for row, ids in enumerate(trace.token_ids):
@@ -187,6 +194,15 @@ def perturbation_decay(
     seed
         Of the change.
 
+    Raises
+    ------
+    TypeError
+        For something else than a model.
+    ValueError
+        For a step that is not run.
+    IndexError
+        For a position that a sequence does not have.
+
     Source
     ------
     Sensitivity of iterated maps to small changes (finite-time Lyapunov exponent: `log gain / steps`), e.g. Strogatz,
@@ -200,7 +216,7 @@ def perturbation_decay(
     >>> found["gain"].sel(batch=0).values.shape, bool((found["distance"].sel(step=3).isel(pos=0).values == 0).all())
     ((4,), True)
     """
-    trace = as_trace(model, x, n_steps=n_steps)
+    trace = as_trace(need_model(model), x, n_steps=n_steps)
     if not 0 <= step < trace.n_steps:
         raise ValueError(f"step is {step}, expected 0 to {trace.n_steps - 1}")
     rng = np.random.default_rng(seed)

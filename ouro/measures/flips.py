@@ -38,7 +38,7 @@ def answer_flips(source: Model | Trace, x: Batch | None = None, *, n_steps: int 
     Parameters
     ----------
     source, x, n_steps
-        As for `loop_drift`.
+        As for `loop_drift`, with the same errors.
 
     Source
     ------

@@ -74,6 +74,18 @@ def cka(source: Model | Trace, x: Batch | None = None, *, n_steps: int | None = 
     `|Y'X|_F^2 / (|X'X|_F |Y'Y|_F)`, columns centred. With fewer tokens than d_model it is close to 1 for any two states:
     take more text, or `debiased=True`.
 
+    Parameters
+    ----------
+    source, x, n_steps
+        As for `loop_drift`, with the same errors.
+    debiased
+        Use the unbiased HSIC: see `linear_cka`.
+
+    Raises
+    ------
+    ValueError
+        For a single token (four or more are needed when debiased).
+
     Source
     ------
     Kornblith et al., arXiv 1905.00414; debiased: Nguyen et al., arXiv 2010.15327.

@@ -56,6 +56,13 @@ def kv_similarity(source: Model | Any, x: Batch | Any = None, *, n_steps: int | 
     n_steps
         Recurrent steps to run.
 
+    Raises
+    ------
+    TypeError
+        For a model without texts, a cache with texts, or something else.
+    KeyError
+        For a cache that lacks `rot_k` or `v`, naming what it has.
+
     Source
     ------
     Sharing of keys and values between steps: arXiv 2510.25741, section 5.4.2.

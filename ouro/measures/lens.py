@@ -153,6 +153,15 @@ def logit_lens(
     n_steps
         Recurrent steps to run.
 
+    Raises
+    ------
+    TypeError
+        For a model without texts, a cache with texts, or something else.
+    KeyError
+        For a cache that lacks `resid_post` or `state`, naming what it has.
+    ValueError
+        For a token that is several or does not exist, or a lens fitted on other steps or layers, or not fitted.
+
     Notes
     -----
     Readouts are made a few positions at a time: beside the captured streams (`steps * layers * 4 * d_model` bytes a token, 0.75 MiB for

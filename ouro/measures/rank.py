@@ -59,6 +59,13 @@ def rank_trajectory(
     token
         An id, or a text that is one token; the token that follows in the text unless given.
 
+    Raises
+    ------
+    TypeError
+        As `loop_drift`.
+    ValueError
+        For a text that is several tokens or an id that does not exist; else as `loop_drift`.
+
     Source
     ------
     nostalgebraist, "interpreting GPT: the logit lens" (2020), ranks by depth.

@@ -41,6 +41,13 @@ def as_trace(source: Model | Trace, x: Batch | None = None, *, n_steps: int | No
     return source.trace(x, n_steps=n_steps, logits="none")
 
 
+def need_model(model: Any) -> Model:
+    """The model, for measures that run the loop again from other states."""
+    if not isinstance(model, Model):
+        raise TypeError(f"expected a Model, got {type(model).__name__}: the loop is run again from other states")
+    return model
+
+
 def real(trace: Trace) -> NDArray[np.bool_]:
     """Which `[batch, pos]` hold a token."""
     return np.asarray(~np.isnan(trace.gate_logit[0]))
@@ -56,10 +63,9 @@ def next_tokens(trace: Trace) -> NDArray[np.int64]:
 
 def token_strings(trace: Trace) -> Array:
     """Each token as text `[batch, pos]`; empty beyond a sequence, the id where there is no tokenizer."""
-    model = trace._model
     out = np.full(trace.gate_logit.shape[1:], "", object)
     for row, ids in enumerate(trace.token_ids):
-        out[row, : len(ids)] = model.to_str_tokens(ids) if model.tokenizer else [str(i) for i in ids]
+        out[row, : len(ids)] = trace._model.token_names(ids)
     return out.astype(str)
 
 

@@ -41,7 +41,7 @@ def agreement(source: Model | Trace, x: Batch | None = None, *, n_steps: int | N
     Parameters
     ----------
     source, x, n_steps
-        As for `loop_drift`.
+        As for `loop_drift`, with the same errors.
 
     Source
     ------

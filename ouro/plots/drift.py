@@ -160,7 +160,8 @@ def plot_rank(result: LabelledArray | LabelledSet, *, most: int = 12, ax: Any = 
     ax.set(yscale="log", xlabel="step", ylabel="rank (1 is the top)")
     ax.invert_yaxis()
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False)
+    if ranks.size:
+        ax.legend(frameon=False)
     ax.set_title("rank of the token along the steps", fontsize=10)
     return ax
 

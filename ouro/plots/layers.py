@@ -78,7 +78,8 @@ def plot_fixed_point(result: LabelledSet, *, ax: Any = None) -> Any:
     """
     ax = axes(ax)
     plot_by_step(result, name="move", label="from the step before", color=colour(0), ax=ax)
-    plot_by_step(result.isel(step=slice(0, -1)), name="to_last", label="to the last state", color=colour(1), ax=ax)
+    if len(result["move"]) > 1:  # the distance of the last state to itself is 0
+        plot_by_step(result.isel(step=slice(0, -1)), name="to_last", label="to the last state", color=colour(1), ax=ax)
     radius = result["contraction"].values
     log_scale(ax)
     ax.set_ylabel("relative distance")

@@ -26,16 +26,15 @@ def plot_steps(trace: Trace, *, row: int = 0, ax: Any = None) -> Any:
     """
     model = trace._model
     n = int(trace.lengths[row])
-    name = model.to_str_tokens if model.tokenizer else (lambda ids: [str(i) for i in ids])
     ids, _ = trace.top_tokens(1)
     ax = axes(ax, (max(6.0, 0.68 * n), 0.55 * trace.n_steps + 1.6))
     image = ax.imshow(trace.exit_pdf[:, row, :n], cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="upper")
     for t in range(trace.n_steps):
-        for i, token in enumerate(name([int(x) for x in ids[t, row, :n, 0]])):
+        for i, token in enumerate(model.token_names(ids[t, row, :n, 0])):
             said = _visible(token)
             colour = contrast(image.cmap(image.norm(trace.exit_pdf[t, row, i])))
             ax.text(i, t, said, ha="center", va="center", fontsize=8 if len(said) < 10 else 6, color=colour)
-    ax.set_xticks(range(n), [_visible(token) for token in name(trace.token_ids[row])], rotation=60, ha="right", fontsize=8)
+    ax.set_xticks(range(n), [_visible(token) for token in model.token_names(trace.token_ids[row])], rotation=60, ha="right", fontsize=8)
     ax.set_yticks(range(trace.n_steps), [f"step {t}" for t in range(trace.n_steps)])
     ax.set_xlabel("token read")
     ax.set_title("what each step would say next (colour: probability of leaving there)", fontsize=10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ouro.trace import Trace
 from ouro.views.page import STEP_COLOURS, View, shown, step_key
-from ouro.views.tokens import names_of
 
 
 def exit_strip(trace: Trace, *, row: int = 0, q: float | None = None) -> View:
@@ -28,7 +27,7 @@ def exit_strip(trace: Trace, *, row: int = 0, q: float | None = None) -> View:
     n = int(trace.lengths[row])
     steps = None if q is None else trace.exit_step(q)[row]
     lines = []
-    for i, token in enumerate(names_of(trace)[row]):
+    for i, token in enumerate(trace._model.token_names(trace.token_ids[row])):
         parts = "".join(
             f'<span style="flex:{max(float(p), 0.0):.4f} 1 0;background:{STEP_COLOURS[t % len(STEP_COLOURS)]}"'
             f' title="step {t}: {p:.3f}"></span>'

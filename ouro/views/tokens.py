@@ -19,12 +19,6 @@ CAPTIONS = {
 }
 
 
-def names_of(trace: Trace) -> list[list[str]]:
-    """Each sequence's tokens as text, ids where the model has no tokenizer."""
-    model = trace._model
-    return [model.to_str_tokens(ids) if model.tokenizer else [str(i) for i in ids] for ids in trace.token_ids]
-
-
 def _strength(trace: Trace, row: int, n: int, colour: Colour, p: NDArray[np.float32]) -> NDArray[np.float32]:
     """How strongly each [step, pos] is coloured, 0 to 1."""
     if colour == "probability":
@@ -70,10 +64,10 @@ def token_view(trace: Trace, *, row: int = 0, k: int = 5, colour: Colour = "exit
         raise IndexError(f"step is {step}, expected 0 to {trace.n_steps - 1}")
     n, model = int(trace.lengths[row]), trace._model
     ids, p = trace.top_tokens(min(k, model.config.d_vocab))
-    tokens, strength = names_of(trace)[row], _strength(trace, row, n, colour, p)
+    tokens, strength = model.token_names(trace.token_ids[row]), _strength(trace, row, n, colour, p)
 
     def name(i: int) -> str:
-        return shown(model.to_str_tokens([i])[0] if model.tokenizer else str(i))
+        return shown(model.token_names([i])[0])
 
     def cell(t: int, i: int) -> str:
         best = "\n".join(f"{p[t, row, i, j]:.3f}  {name(int(ids[t, row, i, j]))}" for j in range(ids.shape[-1]))
