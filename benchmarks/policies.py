@@ -2,6 +2,7 @@
 
     python benchmarks/policies.py drift
     python benchmarks/policies.py cost [--size small] [--context 8192] [--new 24] [--rounds 3] [--policies last_step ...]
+    python benchmarks/policies.py speed [--size small] [--context 8192] [--new 24] [--rounds 3] [--q 0.5] [--policies last_step ...]
 
 drift: each prompt is continued greedily under kv_policy "full"; the other policies then follow the same tokens (`follow=`), so that
 readouts are compared behind the same text. KL(full || policy) is over the 64 most likely tokens that both report and one bucket for
@@ -10,6 +11,10 @@ how many tokens a greedy run of its own shares with full's before the first diff
 
 cost: random weights; the prompt is read once per policy, decoding takes turns. `cache` is what the sequence holds after the prompt,
 `resident` the growth of the process.
+
+speed: random weights; the prompt is read once, and every policy takes over its blocks (all but "average", which takes none), first
+with all steps and then with Q-exit at `--q`. Per policy: tokens per second, milliseconds per token, mean steps, and the bytes of
+keys and values that a token reads, by count: one row of the context for every lane that ran.
 """
 
 from __future__ import annotations
@@ -30,6 +35,10 @@ from ouro.generation import KV_POLICIES
 PROMPTS = ["One day Ann took", "Bob went to the", "In the morning Cid", "Ann is the boss of Bob. Bob is the teacher of Cid.", "The boss of"]
 QUESTIONS = ["Sort: 3 1 2", "Reverse: 5 4 9 1", "Count: 2 7 7",
              "Ann is the boss of Bob. Bob is the teacher of Cid. Who is the boss of the teacher of Cid?"]  # fmt: skip
+
+
+FIRST = 4
+"""Tokens that are not timed: beside them the last rows of the prompt still run their deeper steps."""
 
 
 def divergence(a: dict[int, float], b: dict[int, float]) -> float:
@@ -71,9 +80,9 @@ def drift(new: int, compute: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def cost(size: str, context: int, new: int, rounds: int, compute: Any, policies: list[str]) -> list[dict[str, Any]]:
+def cost(directory: Any, context: int, new: int, rounds: int, compute: Any, policies: list[str]) -> list[dict[str, Any]]:
     """One row per policy: bytes held behind the prompt, growth of the process, tokens per second of plain decoding."""
-    model = ouro.load(make(CACHE / f"{size}-0.02", size, 0.02), compute=compute)
+    model = ouro.load(directory, compute=compute)
     prompt = np.random.default_rng(1).integers(3, model.config.d_vocab, context).tolist()
     model.generate(prompt[:300], max_new_tokens=2)
     speed: dict[str, list[float]] = {p: [] for p in policies}
@@ -92,16 +101,44 @@ def cost(size: str, context: int, new: int, rounds: int, compute: Any, policies:
             for p, (a, b) in held.items()]  # fmt: skip
 
 
+def speed(directory: Any, context: int, new: int, rounds: int, compute: Any, policies: list[str], q: float) -> list[dict[str, Any]]:
+    """One row per exit and policy: decoding behind one prompt that all share; policies take turns within a round."""
+    model = ouro.load(directory, compute=compute)
+    prompt = np.random.default_rng(1).integers(3, model.config.d_vocab, context).tolist()
+    exits: dict[str, dict[str, Any]] = {"all steps": {}, f"Q-exit {q:g}": {"exit_threshold": q}}
+    seen: dict[tuple[str, str], list[dict[str, float]]] = {(name, p): [] for name in exits for p in policies}
+    with ouro.Engine(model, prefix_cache_bytes=1 << 40, background=False) as engine:
+        same: dict[str, Any] = {"eos_token_id": [], "speculate": False}
+        engine.submit(prompt, max_new_tokens=2, **same).result()
+        per_row = engine.stats.cache_bytes / (len(prompt) // 64 * 64) / model.config.n_steps     # bytes of one position at one step
+        for _ in range(rounds):
+            for name, control in exits.items():
+                for policy in policies:
+                    made = engine.submit(prompt, max_new_tokens=new, kv_policy=policy, **control, **same).result()
+                    steps = float(np.mean(made.exit_steps)) + 1
+                    lanes = model.config.n_steps if policy == "full" else steps       # exact: deeper steps run later
+                    seen[name, policy].append({"tokens_per_s": (new - FIRST) / (made.token_times[-1] - made.token_times[FIRST - 1]),
+                                               "steps": steps, "read_gb": lanes * (context + new / 2) * per_row / 1e9})  # fmt: skip
+    rows = []
+    for (name, policy), runs in seen.items():
+        row = {key: statistics.median(r[key] for r in runs) for key in runs[0]}
+        ratios = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(runs, seen[name, "full"], strict=True)]
+        rows.append({"exit": name, "policy": policy, **row, "of_full": statistics.median(ratios)})
+    return rows
+
+
 def main() -> None:
     """A table and one JSON line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["drift", "cost"])
+    p.add_argument("what", choices=["drift", "cost", "speed"])
     p.add_argument("--compute", default="bfloat16")
     p.add_argument("--new", type=int, default=96)
     p.add_argument("--size", default="small")
     p.add_argument("--context", type=int, default=8192)
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--policies", nargs="+", choices=KV_POLICIES, default=KV_POLICIES, help="cost: some of them, beside full")
+    p.add_argument("--alpha", type=float, default=0.02, help="random weights: make_weights.py")
+    p.add_argument("--q", type=float, default=0.5, help="speed: the threshold of Q-exit")
+    p.add_argument("--policies", nargs="+", choices=KV_POLICIES, default=KV_POLICIES, help="cost, speed: some of them, beside full")
     a = p.parse_args()
     if a.what == "drift":
         rows = drift(a.new, a.compute)
@@ -111,10 +148,19 @@ def main() -> None:
             print(f"| {r['exit']} | {r['policy']} | {r['kl']:.4f} | {r['kl_99']:.3f} | {r['top1']:.3f} | {r['loss']:+.4f} | "
                   f"{r['free_run']:.0f} of {a.new} | {r['same_exit']:.3f} |")  # fmt: skip
     else:
-        rows = cost(a.size, a.context, a.new, a.rounds, a.compute, ["full", *(p for p in a.policies if p != "full")])
-        print("| policy | cache, MiB | resident, MiB | tokens/s | of full |\n|---|---|---|---|---|")
-        for r in rows:
-            print(f"| {r['policy']} | {r['cache_mib']:.0f} | {r['resident_mib']:.0f} | {r['tokens_per_s']:.1f} | {r['of_full']:.2f} |")
+        directory = make(CACHE / f"{a.size}-{a.alpha:g}", a.size, a.alpha)
+        policies = ["full", *(p for p in a.policies if p != "full")]
+        if a.what == "cost":
+            rows = cost(directory, a.context, a.new, a.rounds, a.compute, policies)
+            print("| policy | cache, MiB | resident, MiB | tokens/s | of full |\n|---|---|---|---|---|")
+            for r in rows:
+                print(f"| {r['policy']} | {r['cache_mib']:.0f} | {r['resident_mib']:.0f} | {r['tokens_per_s']:.1f} | {r['of_full']:.2f} |")
+        else:
+            rows = speed(directory, a.context, a.new, a.rounds, a.compute, policies, a.q)
+            print("| exit | policy | mean steps | keys and values read, GB/token | tokens/s | of full |\n|---|---|---|---|---|---|")
+            for r in rows:
+                print(f"| {r['exit']} | {r['policy']} | {r['steps']:.2f} | {r['read_gb']:.2f} | {r['tokens_per_s']:.2f} | "
+                      f"{r['of_full']:.2f} |")  # fmt: skip
     print(json.dumps({k: v for k, v in vars(a).items()} | {"rows": rows}))
 
 

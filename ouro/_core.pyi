@@ -26,6 +26,9 @@ def filter_logits(
     stream: int = ...,
     position: int = ...,
 ) -> NDArray[np.float32]: ...
+def exit_steps(
+    signals: dict[str, NDArray[Any]], kind: str, threshold: float, min_steps: int, delay: int, /
+) -> NDArray[np.int32]: ...
 def exit_distribution(gate_logit: ArrayLike, /) -> NDArray[np.float32]: ...
 def sample(
     logits: ArrayLike,
@@ -87,7 +90,7 @@ class Model:
         self,
         states: NDArray[np.float32],
         gate_logit: NDArray[np.float32],
-        kind: int,
+        kind: str,
         threshold: float,
         min_steps: int,
         delay: int,
@@ -147,7 +150,7 @@ class Engine:
         n_steps: int,
         exit_at_step: int,
         weighted_exit: bool,
-        exit_kind: int,
+        exit_kind: str,
         exit_threshold: float,
         exit_min_steps: int,
         exit_delay: int,

@@ -16,6 +16,7 @@ from ouro import _core
 from ouro.bench import command as bench_command
 from ouro.engine import Engine
 from ouro.errors import OuroError
+from ouro.exits import NamedExit
 from ouro.extras import did_you_mean
 from ouro.generation import KV_POLICIES
 from ouro.hub import resolve
@@ -61,6 +62,11 @@ def _machine_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--local-files-only", action="store_true", help="never ask the hub")
 
 
+def _exit_rule(text: str) -> NamedExit:
+    name, _, threshold = text.partition(":")
+    return NamedExit(float(threshold or 0), rule=name)
+
+
 def _sampling_arguments(p: argparse.ArgumentParser, new_tokens: int) -> None:
     p.add_argument("-n", "--max-new-tokens", type=int, default=new_tokens)
     p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
@@ -72,6 +78,8 @@ def _sampling_arguments(p: argparse.ArgumentParser, new_tokens: int) -> None:
     p.add_argument("--n-steps", type=int, help="recurrent steps to run (default: as trained)")
     p.add_argument("--exit-at-step", type=int, help="leave every token after this step (0-based)")
     p.add_argument("--exit-threshold", type=float, help="q of Q-exit")
+    p.add_argument("--exit-rule", type=_exit_rule, metavar="NAME:THRESHOLD",
+                   help="another rule, for instance entropy:0.5, kl:0.01, top1 (ouro.exits; the names are those of the core)")  # fmt: skip
     p.add_argument("--kv-policy", choices=KV_POLICIES, default="full",
                    help="keys and values that new tokens leave; all but full are approximations (default: %(default)s)")  # fmt: skip
 
@@ -83,7 +91,7 @@ def _load(a: argparse.Namespace) -> Model:
 
 def _sampling(a: argparse.Namespace) -> dict[str, Any]:
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "n_steps",
-             "exit_at_step", "exit_threshold", "kv_policy")  # fmt: skip
+             "exit_at_step", "exit_threshold", "exit_rule", "kv_policy")  # fmt: skip
     return {name: getattr(a, name) for name in names}
 
 

@@ -1,4 +1,5 @@
-"""Exit rules: when a token is done before the last step. The rules run in C (csrc/engine/exit.c); these name them.
+"""Exit rules: when a token is done before the last step. The rules run in C (csrc/engine/exit.c, one line of a table each);
+these name them, and `NamedExit` names one that has no class here.
 
 Every rule is exact: a token that leaves early has its deeper keys and values computed all the same, in passes that later
 tokens need anyway, so what follows is as if all steps had run first and the readout had been selected afterwards.
@@ -27,43 +28,58 @@ class ExitRule:
         No exit before this many steps have run.
     delay
         Steps to run on after the rule fires.
+
+    Attributes
+    ----------
+    name, signal
+        Of each class: its name in the core, and the number of a `Signal` that the threshold is compared with.
     """
 
     threshold: float
     min_steps: int = 0
     delay: int = 0
-    kind: ClassVar[int] = 0
-    function: ClassVar[Callable[[Signal], bool] | None] = None
+    name: ClassVar[str] = "never"
+    signal: ClassVar[str] = ""
+
+    @property
+    def kind(self) -> str:
+        """The name of the rule in csrc/engine/exit.c."""
+        return self.name
 
 
 class QExit(ExitRule):
     """`cdf_t >= threshold` (arXiv 2510.25741, Q-exit); a threshold of 1 means all steps."""
 
-    kind = 1
+    name = "q"
+    signal = "exit_cdf"
 
 
 class StateDelta(ExitRule):
     """`||h_t - h_{t-1}|| < threshold`."""
 
-    kind = 2
+    name = "state_delta"
+    signal = "state_delta"
 
 
 class StateRelative(ExitRule):
     """`||h_t - h_{t-1}|| / ||h_{t-1}|| < threshold`."""
 
-    kind = 3
+    name = "state_relative"
+    signal = "state_relative"
 
 
 class Acceleration(ExitRule):
     """`||h_t - 2 h_{t-1} + h_{t-2}|| / ||h_t|| < threshold`."""
 
-    kind = 4
+    name = "acceleration"
+    signal = "acceleration"
 
 
 class ReadoutKL(ExitRule):
     """`KL(p_{t-1} || p_t) < threshold` between successive readouts, nats."""
 
-    kind = 5
+    name = "kl"
+    signal = "kl"
 
 
 @dataclass(frozen=True)
@@ -71,19 +87,21 @@ class TopAgreement(ExitRule):
     """The top token is the same as one step before; the threshold means nothing."""
 
     threshold: float = 0.0
-    kind: ClassVar[int] = 6
+    name: ClassVar[str] = "top1"
 
 
 class ReadoutEntropy(ExitRule):
     """Entropy of the readout below threshold, nats."""
 
-    kind = 7
+    name = "entropy"
+    signal = "entropy"
 
 
 class Confidence(ExitRule):
     """Largest probability of the readout above threshold."""
 
-    kind = 8
+    name = "confidence"
+    signal = "confidence"
 
 
 @dataclass(frozen=True)
@@ -92,8 +110,29 @@ class CustomExit(ExitRule):
 
     threshold: float = 0.0
     rule: Callable[[Signal], bool] | None = None
-    kind: ClassVar[int] = 9
+    name: ClassVar[str] = "custom"
 
     def __post_init__(self) -> None:
         if not callable(self.rule):
             raise TypeError(f"CustomExit needs a callable rule, got {self.rule!r}")
+
+
+@dataclass(frozen=True)
+class NamedExit(ExitRule):
+    """A rule of the core by its name in csrc/engine/exit.c.
+
+    Examples
+    --------
+    >>> import ouro
+    >>> from ouro.exits import NamedExit, ReadoutEntropy
+    >>> trace = ouro.load("ouro-tiny").trace("One day Ann took")
+    >>> (trace.exit_step(NamedExit(0.5, rule="entropy")) == trace.exit_step(ReadoutEntropy(0.5))).all()
+    np.True_
+    """
+
+    rule: str = "never"
+
+    @property
+    def kind(self) -> str:
+        """The name that was given."""
+        return self.rule

@@ -26,7 +26,7 @@ STOP, LENGTH = 1, 2  # csrc/engine/engine.h, ouro_finish
 
 def _refuse(s: Settings) -> None:
     wrong = {"temperature": s.temperature != 0, "repetition_penalty": s.repetition_penalty != 1, "exit_at_step": s.exit_at_step >= 0,
-             "exit_threshold or exit_rule": s.exit_rule.kind != 0, "weighted_exit": s.weighted_exit, "kv_policy": s.kv_policy != 0,
+             "exit_threshold or exit_rule": s.exit_rule.kind != "never", "weighted_exit": s.weighted_exit, "kv_policy": s.kv_policy != 0,
              "follow": bool(s.follow)}  # fmt: skip
     named = [name for name, on in wrong.items() if on]
     if named:

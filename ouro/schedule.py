@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ouro import exits
 from ouro.edits import Edit
 from ouro.errors import ReplayError
-from ouro.generation import NO_EXIT, Generation, Settings
+from ouro.generation import Generation, Settings
 
 if TYPE_CHECKING:
     from ouro.model import Model
@@ -65,7 +65,8 @@ class ScheduleLog:
         settings = asdict(replace(s, edits=()))
         settings["edits"] = [type(edit).__name__ for edit in s.edits]
         rule = s.exit_rule
-        settings["exit_rule"] = [type(rule).__name__, rule.threshold, rule.min_steps, rule.delay]
+        name = rule.kind if isinstance(rule, exits.NamedExit) else type(rule).__name__
+        settings["exit_rule"] = [name, rule.threshold, rule.min_steps, rule.delay]
         settings["stop"], settings["stop_ids"], settings["follow"] = list(s.stop), list(s.stop_ids), list(s.follow)
         self._add({"submit": number, "sample": sample, "tokens": list(prompt), "settings": settings})
 
@@ -108,7 +109,8 @@ def _settings(entry: Entry, rule: Any, edits: Sequence[Edit]) -> Settings:
             raise ReplayError(f"request {entry['submit']} had a rule of the caller's own: give it in exit_rules")
         s["exit_rule"] = exits.CustomExit(threshold, min_steps, delay, rule=rule)
     else:
-        s["exit_rule"] = NO_EXIT if name == "ExitRule" else getattr(exits, name)(threshold, min_steps, delay)
+        known = getattr(exits, name, None)
+        s["exit_rule"] = known(threshold, min_steps, delay) if known else exits.NamedExit(threshold, min_steps, delay, rule=name)
     s |= {name: tuple(s[name]) for name in ("stop", "stop_ids", "follow")}
     return Settings(**{**s, "edits": tuple(edits)})
 

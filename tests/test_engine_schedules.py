@@ -24,6 +24,7 @@ CONTROLS = (
     {"exit_rule": ouro.exits.ReadoutKL(0.1), "logprobs": 3},
     {"exit_rule": ouro.exits.StateRelative(0.6, delay=1), "repetition_penalty": 1.2},
     {"exit_rule": ouro.exits.CustomExit(rule=lambda s: s["confidence"] > 0.3), "temperature": 0.5, "seed": 9, "top_k": 20},
+    {"exit_rule": ouro.exits.NamedExit(0.5, delay=1, rule="confidence"), "logprobs": 2},
     {"exit_rule": ouro.exits.TopAgreement(min_steps=2), "eos_token_id": [7, 11]},
     {"kv_policy": "last_step"},
     {"kv_policy": "average", "exit_threshold": 0.5},

@@ -5,7 +5,18 @@ import pytest
 from conftest import load, reference
 
 import ouro
-from ouro.exits import Acceleration, Confidence, CustomExit, QExit, ReadoutEntropy, ReadoutKL, StateDelta, StateRelative, TopAgreement
+from ouro.exits import (
+    Acceleration,
+    Confidence,
+    CustomExit,
+    NamedExit,
+    QExit,
+    ReadoutEntropy,
+    ReadoutKL,
+    StateDelta,
+    StateRelative,
+    TopAgreement,
+)
 
 pytestmark = pytest.mark.core
 
@@ -90,5 +101,27 @@ def test_ragged_batches_and_what_is_refused(tiny):
     with pytest.raises(KeyError, match="-1"):
         trace.exit_step(CustomExit(rule=broken))
     with pytest.raises(ValueError, match=r"gate logits \(4, 3\)"):
-        tiny._core.exit_steps(trace.states[:, 0], trace.gate_logit[:, 0, :3], 1, 0.5, 0, 0, None)
+        tiny._core.exit_steps(trace.states[:, 0], trace.gate_logit[:, 0, :3], "q", 0.5, 0, 0, None)
     assert ouro.exits.QExit(0.5) == QExit(0.5)
+
+
+def test_rules_over_measured_numbers(tiny):
+    """`_core.exit_steps` says what NumPy says, for random numbers with gaps, and what a rule by its name says."""
+    rng = np.random.default_rng(5)
+    steps, n = 5, 40
+    numbers = {name: rng.random((steps, n)).astype(np.float32) for name in ("exit_cdf", "state_delta", "kl", "entropy", "confidence")}
+    numbers["state_delta"][0], numbers["top_token"] = np.nan, rng.integers(0, 3, (steps, n))
+    named = {QExit: "exit_cdf", StateDelta: "state_delta", ReadoutKL: "kl", ReadoutEntropy: "entropy", Confidence: "confidence"}
+    for kind, min_steps, delay in ((k, m, d) for k in [*named, TopAgreement] for m in (0, 2, 9) for d in (0, 1, 9)):
+        rule = kind(0.4, min_steps, delay)
+        x = numbers[named.get(kind, "top_token")]
+        x = np.concatenate([np.full((1, n), np.nan), np.diff(x, axis=0) != 0]) if kind is TopAgreement else x
+        steps_expected, _ = expected(rule, {QExit: numbers["exit_cdf"], kind: x})
+        assert rule.signal == named.get(kind, "")
+        for asked in (rule, NamedExit(0.4, min_steps, delay, rule=rule.kind)):
+            found = ouro._core.exit_steps(numbers, asked.kind, asked.threshold, asked.min_steps, asked.delay)
+            np.testing.assert_array_equal(found, steps_expected, err_msg=str(asked))
+    with pytest.raises(ValueError, match="no signal"):
+        ouro._core.exit_steps({}, "q", 0.5, 0, 0)
+    with pytest.raises(ValueError, match="no exit rule 'r'"):
+        tiny.generate([5], max_new_tokens=1, exit_rule=NamedExit(0.5, rule="r"))

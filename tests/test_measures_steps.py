@@ -268,6 +268,14 @@ def test_rules_on_made_up_signals():
     assert exit_steps(exits.ReadoutEntropy(1.0), signals).tolist() == [2, 0]
     assert exit_steps(exits.ReadoutEntropy(1.0, delay=2), signals).tolist() == [3, 2]
     assert exit_steps(exits.ReadoutEntropy(1.0, min_steps=2), signals).tolist() == [2, 3]
+    assert exit_steps(exits.NamedExit(1.0, rule="entropy"), signals).tolist() == [2, 0]
+    assert exit_steps(exits.Confidence(0.5), signals).tolist() == [3, 3], "a number that was not measured says nothing"
+    with pytest.raises(ValueError, match="no exit rule 'entropie', expected one of never, q"):
+        exit_steps(exits.NamedExit(1.0, rule="entropie"), signals)
+    with pytest.raises(ValueError, match=r"entropy has shape \(3, 2\), expected \(4, 2\)"):
+        exit_steps(exits.ReadoutEntropy(1.0), {"kl": signals["entropy"], "entropy": signals["entropy"][:3]})
+    with pytest.raises(ValueError, match="exit_threshold is 2"):
+        exit_steps(exits.QExit(2.0), {"exit_cdf": signals["entropy"]})
     with pytest.raises(TypeError, match="that need no Python"):
         exit_steps(exits.CustomExit(rule=lambda s: True), signals)
 

@@ -22,7 +22,7 @@ PLAIN = {
     "n_steps": 4,
     "exit_at_step": -1,
     "weighted_exit": False,
-    "exit_kind": 0,
+    "exit_kind": "never",
     "exit_threshold": 0.0,
     "exit_min_steps": 0,
     "exit_delay": 0,

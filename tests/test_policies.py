@@ -80,7 +80,7 @@ def test_policies_in_one_batch():
     prompt = reference("trained")["input_ids"][0][:20].astype(np.int32)
     alone = {p: model.generate(prompt, max_new_tokens=20, kv_policy=p, eos_token_id=[]).token_ids for p in KV_POLICIES}
     engine = _core.Engine(model._core, 64)
-    plain = dict(n_steps=4, exit_at_step=-1, weighted_exit=False, exit_kind=0, exit_threshold=0.0, exit_min_steps=0, exit_delay=0,
+    plain = dict(n_steps=4, exit_at_step=-1, weighted_exit=False, exit_kind="never", exit_threshold=0.0, exit_min_steps=0, exit_delay=0,
                  exit_rule=None, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, stream=0, stop_ids=[],
                  n_top=0, speculate=2)  # fmt: skip
     found = {engine.submit(prompt, max_new_tokens=20, kv_policy=i, **plain): [] for i in range(len(KV_POLICIES))}
@@ -100,7 +100,7 @@ def test_memory_is_given_back(policy):
     full, folded = (model.generate(prompt, max_new_tokens=8, kv_policy=p, eos_token_id=[]).stats.cache_bytes for p in ("full", policy))
     assert full == 4 * folded == 4 * 5 * page
     engine = _core.Engine(model._core, 512, 24 * page, prefill_lanes=512)  # a full request needs 4 rows of 6 pages: only one fits
-    arguments = {"exit_kind": 0, "exit_threshold": 0.0, "exit_min_steps": 0, "exit_delay": 0, "exit_rule": None, "temperature": 0.0}
+    arguments = {"exit_kind": "never", "exit_threshold": 0.0, "exit_min_steps": 0, "exit_delay": 0, "exit_rule": None, "temperature": 0.0}
     more = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0, "stream": 0, "stop_ids": [], "n_top": 0}
     for _ in range(2):
         engine.submit(np.array(prompt[:200], np.int32), max_new_tokens=180, n_steps=4, exit_at_step=-1, weighted_exit=False,

@@ -3,32 +3,68 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "kernels/math.h"
 #include "ouro_status.h"
 
-int ouro_exit_needs(const ouro_exit_rule *r)
+/* ---- the rules: a line of the table for each, and what it says of one step (1 leave, 0 stay). A comparison with NaN, a number
+ * that has no meaning yet, is false: stay. --------------------------------------------------------------------------- */
+
+#define RULE(name) static int name(const ouro_exit_rule *r, const ouro_exit_signal *s)
+
+RULE(q) { return r->threshold < 1.0f && s->exit_cdf >= r->threshold; }   /* 1: all steps, also when the cdf is rounded to 1 */
+RULE(state_delta) { return s->state_delta < r->threshold; }
+RULE(state_relative) { return s->state_relative < r->threshold; }
+RULE(acceleration) { return s->acceleration < r->threshold; }
+RULE(kl) { return s->kl < r->threshold; }
+RULE(top1) { (void)r; return s->step > 0 && s->top_token == s->previous_top_token; }
+RULE(entropy) { return s->entropy < r->threshold; }
+RULE(confidence) { return s->confidence > r->threshold; }
+RULE(custom) { return r->custom(r->custom_arg, s); }
+
+static const struct {
+    const char *name;
+    int needs;
+    int (*leaves)(const ouro_exit_rule *r, const ouro_exit_signal *s);
+} RULES[] = {
+    {"never", 0, NULL},
+    {"q", 0, q},
+    {"state_delta", OURO_NEED_STATES, state_delta},
+    {"state_relative", OURO_NEED_STATES, state_relative},
+    {"acceleration", OURO_NEED_STATES, acceleration},
+    {"kl", OURO_NEED_READOUT | OURO_NEED_LOGITS, kl},
+    {"top1", OURO_NEED_READOUT, top1},
+    {"entropy", OURO_NEED_READOUT, entropy},
+    {"confidence", OURO_NEED_READOUT, confidence},
+    {"custom", OURO_NEED_STATES | OURO_NEED_READOUT | OURO_NEED_LOGITS, custom},
+};
+enum { N_RULES = sizeof RULES / sizeof *RULES };
+
+int ouro_exit_kind(const char *name)
 {
-    switch (r->kind) {
-    case OURO_EXIT_STATE_DELTA: case OURO_EXIT_STATE_RELATIVE: case OURO_EXIT_ACCELERATION: return OURO_NEED_STATES;
-    case OURO_EXIT_TOP1: case OURO_EXIT_ENTROPY: case OURO_EXIT_CONFIDENCE: return OURO_NEED_READOUT;
-    case OURO_EXIT_KL: return OURO_NEED_READOUT | OURO_NEED_LOGITS;
-    case OURO_EXIT_CUSTOM: return OURO_NEED_STATES | OURO_NEED_READOUT | OURO_NEED_LOGITS;
-    default: return 0;
-    }
+    for (int i = 0; i < N_RULES; i++)
+        if (!strcmp(RULES[i].name, name)) return i;
+    return -1;
 }
+
+const char *ouro_exit_name(int kind) { return kind >= 0 && kind < N_RULES ? RULES[kind].name : NULL; }
+
+int ouro_exit_needs(const ouro_exit_rule *r) { return RULES[r->kind].needs; }
 
 int ouro_exit_check(const ouro_exit_rule *r)
 {
-    if ((unsigned)r->kind >= OURO_N_EXIT_KINDS) return ouro_fail(OURO_ERR_ARGUMENT, "unknown exit rule %d", (int)r->kind);
-    if (r->kind == OURO_EXIT_Q && !(r->threshold >= 0.0f && r->threshold <= 1.0f))
+    if (r->kind < 0 || r->kind >= N_RULES) return ouro_fail(OURO_ERR_ARGUMENT, "unknown exit rule");
+    if (RULES[r->kind].leaves == q && !(r->threshold >= 0.0f && r->threshold <= 1.0f))
         return ouro_fail(OURO_ERR_ARGUMENT, "exit_threshold is %g, expected 0 to 1", (double)r->threshold);
     if (isnan(r->threshold)) return ouro_fail(OURO_ERR_ARGUMENT, "the exit rule's threshold is not a number");
     if (r->min_steps < 0 || r->delay < 0)
         return ouro_fail(OURO_ERR_ARGUMENT, "min_steps is %d and delay %d, expected 0 or more", r->min_steps, r->delay);
-    if (r->kind == OURO_EXIT_CUSTOM && !r->custom) return ouro_fail(OURO_ERR_ARGUMENT, "a custom exit rule needs a function");
+    if (RULES[r->kind].leaves == custom && !r->custom) return ouro_fail(OURO_ERR_ARGUMENT, "a custom exit rule needs a function");
     return OURO_OK;
 }
+
+/* ---- one token's way through the steps ------------------------------------------------------------------------------ */
 
 void ouro_exit_begin(ouro_exit_track *t) { *t = (ouro_exit_track){1.0f, 0.0f, -1}; }
 
@@ -44,26 +80,10 @@ void ouro_exit_gate(ouro_exit_track *t, float gate_logit, int step, int n_steps,
     s->exit_cdf = last ? 1.0f : t->cdf;
 }
 
-static int says_leave(const ouro_exit_rule *r, const ouro_exit_signal *s)
-{
-    switch (r->kind) {
-    case OURO_EXIT_Q: return r->threshold < 1.0f && s->exit_cdf >= r->threshold;
-    case OURO_EXIT_STATE_DELTA: return s->state_delta < r->threshold;          /* false for NaN: the first step */
-    case OURO_EXIT_STATE_RELATIVE: return s->state_relative < r->threshold;
-    case OURO_EXIT_ACCELERATION: return s->acceleration < r->threshold;
-    case OURO_EXIT_KL: return s->kl < r->threshold;
-    case OURO_EXIT_TOP1: return s->step > 0 && s->top_token == s->previous_top_token;
-    case OURO_EXIT_ENTROPY: return s->entropy < r->threshold;
-    case OURO_EXIT_CONFIDENCE: return s->confidence > r->threshold;
-    case OURO_EXIT_CUSTOM: return r->custom(r->custom_arg, s);
-    default: return 0;
-    }
-}
-
 int ouro_exit_ask(const ouro_exit_rule *r, ouro_exit_track *t, const ouro_exit_signal *s)
 {
-    if (t->fired < 0 && s->step + 1 >= r->min_steps) {
-        int leave = says_leave(r, s);
+    if (RULES[r->kind].leaves && t->fired < 0 && s->step + 1 >= r->min_steps) {
+        int leave = RULES[r->kind].leaves(r, s);
         if (leave < 0) return leave;
         if (leave) t->fired = s->step;
     }

@@ -1,4 +1,4 @@
-/* exit.h - when a token is done: exit rules, all in one place (exit.c). To add one: a kind here, a case there.
+/* exit.h - when a token is done: exit rules, all in the table of exit.c. To add one: a line there.
  *
  * After each step the engine hands a rule the numbers of that step; the rule answers leave or stay. A rule never sees
  * logits or caches, only what `needs` asked for, so the same rule serves generation and traces.
@@ -8,20 +8,6 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-
-typedef enum ouro_exit_kind {
-    OURO_EXIT_NEVER,             /* all steps */
-    OURO_EXIT_Q,                 /* cdf >= threshold; threshold 1 means all steps (MODEL section 3) */
-    OURO_EXIT_STATE_DELTA,       /* ||h_t - h_(t-1)|| < threshold */
-    OURO_EXIT_STATE_RELATIVE,    /* the same over ||h_(t-1)|| */
-    OURO_EXIT_ACCELERATION,      /* ||(h_t - h_(t-1)) - (h_(t-1) - h_(t-2))|| / ||h_t|| < threshold */
-    OURO_EXIT_KL,                /* KL(p_(t-1) || p_t) < threshold, nats */
-    OURO_EXIT_TOP1,              /* the top token of step t is that of step t-1 */
-    OURO_EXIT_ENTROPY,           /* readout entropy < threshold, nats */
-    OURO_EXIT_CONFIDENCE,        /* largest probability > threshold */
-    OURO_EXIT_CUSTOM,            /* ask `custom` */
-    OURO_N_EXIT_KINDS
-} ouro_exit_kind;
 
 /* What a rule may look at, of one token after step `step` (0-based) of n_steps. NaN where it has no meaning yet (no
  * step before) or was not asked for. */
@@ -36,13 +22,17 @@ typedef struct ouro_exit_signal {
 typedef int (*ouro_exit_custom)(void *arg, const ouro_exit_signal *s);   /* 1 leave, 0 stay, negative: failure */
 
 typedef struct ouro_exit_rule {
-    ouro_exit_kind kind;
+    int kind;                    /* ouro_exit_kind(name); 0: never before the last step */
     float threshold;
     int min_steps;               /* no exit before this many steps have run (at least 1) */
     int delay;                   /* steps to run on after the rule first says leave */
     ouro_exit_custom custom;
     void *custom_arg;
 } ouro_exit_rule;
+
+/* The number of a rule by its name in exit.c; what each compares is there, and in words in ouro/exits.py. -1: there is none. */
+int ouro_exit_kind(const char *name);
+const char *ouro_exit_name(int kind);        /* NULL behind the last one */
 
 enum { OURO_NEED_STATES = 1, OURO_NEED_READOUT = 2, OURO_NEED_LOGITS = 4 };   /* LOGITS: of two successive steps */
 int ouro_exit_needs(const ouro_exit_rule *r);

@@ -97,18 +97,18 @@ static PyObject *engine_submit(PyObject *o, PyObject *args, PyObject *kwargs)
     engine_object *self = (engine_object *)o;
     PyObject *tokens_in, *stop_in, *follow_in = NULL, *rule = Py_None, *plan = Py_None;
     ouro_request_params p = {0};
-    int kind, speculate, policy = OURO_POLICY_FULL;
+    const char *kind;
+    int speculate, policy = OURO_POLICY_FULL;
     unsigned long long seed;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OiiipifiiOfifffKIOii|iOO", names, &tokens_in, &p.max_new_tokens,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OiiipsfiiOfifffKIOii|iOO", names, &tokens_in, &p.max_new_tokens,
                                      &p.n_steps, &p.exit_at_step, &p.weighted_exit, &kind, &p.exit.threshold,
                                      &p.exit.min_steps, &p.exit.delay, &rule, &p.sampling.temperature, &p.sampling.top_k,
                                      &p.sampling.top_p, &p.sampling.min_p, &p.sampling.repetition_penalty, &seed,
                                      &p.sampling.stream, &stop_in, &p.n_top, &speculate, &policy,
                                      &follow_in, &plan)
-        || !ouro_plan_of(self->model, plan, &p.observer))
+        || !ouro_plan_of(self->model, plan, &p.observer) || !ouro_rule_named(kind, &p.exit))
         return NULL;
     p.sampling.seed = seed;
-    p.exit.kind = (ouro_exit_kind)kind;
     p.speculate = (ouro_speculate)speculate;
     p.kv_policy = (ouro_kv_policy)policy;
     bool keeps = rule != Py_None || plan != Py_None;

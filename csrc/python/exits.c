@@ -1,7 +1,11 @@
 /* exits.c - exit rules from Python: calling a custom one, and asking any rule about the states of a trace. */
 #include "python/exits.h"
 
+#include <math.h>
+#include <stddef.h>
+
 #include "engine/exit_trace.h"
+#include "engine/signals.h"
 
 PyObject *ouro_take_exception(void)
 {
@@ -15,16 +19,31 @@ PyObject *ouro_take_exception(void)
     return value;
 }
 
+/* The numbers of a signal by their names in `ouro.exits.Signal`; all but the first two and the last two are floats. */
+#define FIELD(name) {#name, offsetof(ouro_exit_signal, name)}
+static const struct { const char *name; size_t at; } FLOATS[] = {
+    FIELD(exit_lambda), FIELD(exit_pdf), FIELD(exit_cdf), FIELD(state_delta), FIELD(state_relative), FIELD(acceleration), FIELD(kl),
+    FIELD(entropy), FIELD(confidence)};
+enum { N_FLOATS = sizeof FLOATS / sizeof *FLOATS };
+
+static PyObject *signal_dict(const ouro_exit_signal *s)
+{
+    PyObject *d = Py_BuildValue("{s:i,s:i,s:i,s:i}", "step", s->step, "n_steps", s->n_steps, "top_token", s->top_token,
+                                "previous_top_token", s->previous_top_token);
+    for (int i = 0; d && i < N_FLOATS; i++) {
+        PyObject *x = PyFloat_FromDouble((double)*(const float *)((const char *)s + FLOATS[i].at));
+        if (!x || PyDict_SetItemString(d, FLOATS[i].name, x)) Py_CLEAR(d);
+        Py_XDECREF(x);
+    }
+    return d;
+}
+
 int ouro_call_rule(void *arg, const ouro_exit_signal *s)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
     int answer = -1;
-    PyObject *signal = Py_BuildValue("{s:i,s:i,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:i,s:i}", "step", s->step, "n_steps",
-                                     s->n_steps, "exit_lambda", s->exit_lambda, "exit_pdf", s->exit_pdf, "exit_cdf",
-                                     s->exit_cdf, "state_delta", s->state_delta, "state_relative", s->state_relative,
-                                     "acceleration", s->acceleration, "kl", s->kl, "entropy", s->entropy, "confidence",
-                                     s->confidence, "top_token", s->top_token, "previous_top_token", s->previous_top_token);
-    PyObject *result = signal && !PyErr_Occurred() ? PyObject_CallOneArg(PyList_GET_ITEM(arg, 0), signal) : NULL;
+    PyObject *signal = signal_dict(s);
+    PyObject *result = signal ? PyObject_CallOneArg(PyList_GET_ITEM(arg, 0), signal) : NULL;
     if (result) answer = PyObject_IsTrue(result);
     Py_XDECREF(signal);
     Py_XDECREF(result);
@@ -32,6 +51,18 @@ int ouro_call_rule(void *arg, const ouro_exit_signal *s)
     if (error) PyList_SetItem(arg, 1, error), answer = -1;
     PyGILState_Release(gil);
     return answer;
+}
+
+int ouro_rule_named(const char *name, ouro_exit_rule *rule)
+{
+    rule->kind = ouro_exit_kind(name);
+    if (rule->kind >= 0) return 1;
+    PyObject *known = PyUnicode_FromString("");
+    for (int k = 0; known && ouro_exit_name(k); k++)
+        PyUnicode_AppendAndDel(&known, PyUnicode_FromFormat(k ? ", %s" : "%s", ouro_exit_name(k)));
+    if (known) PyErr_Format(PyExc_ValueError, "there is no exit rule '%s', expected one of %U", name, known);
+    Py_XDECREF(known);
+    return 0;
 }
 
 /* Runs the rule over checked arrays; 0 with an exception set. */
@@ -56,11 +87,10 @@ PyObject *ouro_model_exit_steps(PyObject *o, PyObject *args)
     model_object *self = (model_object *)o;
     PyObject *states_in, *gates_in, *function, *result = NULL, *slot = NULL;
     ouro_exit_rule rule = {0};
-    int kind;
-    if (!PyArg_ParseTuple(args, "OOifiiO", &states_in, &gates_in, &kind, &rule.threshold, &rule.min_steps, &rule.delay, &function)
-        || !ouro_model_is_ready(self))
+    const char *kind;
+    if (!PyArg_ParseTuple(args, "OOsfiiO", &states_in, &gates_in, &kind, &rule.threshold, &rule.min_steps, &rule.delay, &function)
+        || !ouro_model_is_ready(self) || !ouro_rule_named(kind, &rule))
         return NULL;
-    rule.kind = (ouro_exit_kind)kind;
     PyArrayObject *states = (PyArrayObject *)PyArray_FROMANY(states_in, NPY_FLOAT32, 3, 3, NPY_ARRAY_IN_ARRAY);
     PyArrayObject *gates = states ? (PyArrayObject *)PyArray_FROMANY(gates_in, NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY) : NULL;
     if (!gates) goto done;
@@ -112,5 +142,87 @@ PyObject *ouro_python_exit_distribution(PyObject *module, PyObject *gate_logit)
     PyObject *result = dims[1] > INT32_MAX ? PyErr_Format(PyExc_ValueError, "too many steps") : PyArray_EMPTY(3, dims, NPY_FLOAT32, 0);
     if (result) distribute(PyArray_DATA(gates), dims[1], dims[2], PyArray_DATA((PyArrayObject *)result));
     Py_DECREF(gates);
+    return result;
+}
+
+/* ---- rules over numbers that were measured once --------------------------------------------------------------------- */
+
+typedef struct measured {
+    PyArrayObject *floats[N_FLOATS], *top;   /* [n_steps][n] float32, int32; NULL: not measured */
+    npy_intp n_steps, n;                     /* -1 until an array has said */
+} measured;
+
+static void measured_fini(measured *m)
+{
+    for (int k = 0; k < N_FLOATS; k++) Py_XDECREF(m->floats[k]);
+    Py_XDECREF(m->top);
+}
+
+/* The array of a name, checked; NULL without an exception when there is none. */
+static PyArrayObject *measured_array(measured *m, PyObject *signals, const char *name, int type)
+{
+    PyObject *found = PyDict_GetItemString(signals, name);
+    if (!found) return NULL;
+    PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(found, type, 2, 2, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (!a) return NULL;
+    if (m->n < 0) m->n_steps = PyArray_DIM(a, 0), m->n = PyArray_DIM(a, 1);
+    if (PyArray_DIM(a, 0) == m->n_steps && PyArray_DIM(a, 1) == m->n && m->n_steps <= OURO_MAX_STEPS) return a;
+    PyErr_Format(PyExc_ValueError, "%s has shape (%zd, %zd), expected (%zd, %zd) and at most %d steps", name,
+                 (Py_ssize_t)PyArray_DIM(a, 0), (Py_ssize_t)PyArray_DIM(a, 1), (Py_ssize_t)m->n_steps, (Py_ssize_t)m->n,
+                 OURO_MAX_STEPS);
+    Py_DECREF(a);
+    return NULL;
+}
+
+static int measured_init(measured *m, PyObject *signals)
+{
+    *m = (measured){.n = -1};
+    for (int k = 0; k < N_FLOATS && !PyErr_Occurred(); k++)
+        m->floats[k] = measured_array(m, signals, FLOATS[k].name, NPY_FLOAT32);
+    if (!PyErr_Occurred()) m->top = measured_array(m, signals, "top_token", NPY_INT32);
+    if (!PyErr_Occurred() && m->n < 0) PyErr_SetString(PyExc_ValueError, "no signal of an exit rule was given: see ouro.exits.Signal");
+    if (!PyErr_Occurred()) return 1;
+    measured_fini(m);
+    return 0;
+}
+
+/* The step after which position i leaves. */
+static int leaves_at(const measured *m, const ouro_exit_rule *rule, npy_intp i)
+{
+    ouro_exit_track track;
+    ouro_exit_signal s = {.top_token = -1};
+    ouro_exit_begin(&track);
+    for (npy_intp t = 0; t < m->n_steps; t++) {
+        size_t at = (size_t)(t * m->n + i);
+        ouro_signal_begin(&s);
+        s.step = (int)t, s.n_steps = (int)m->n_steps;
+        for (int k = 0; k < N_FLOATS; k++)
+            *(float *)((char *)&s + FLOATS[k].at) = m->floats[k] ? ((const float *)PyArray_DATA(m->floats[k]))[at] : NAN;
+        if (m->top) s.top_token = ((const int32_t *)PyArray_DATA(m->top))[at];
+        if (ouro_exit_ask(rule, &track, &s) > 0) return (int)t;
+    }
+    return (int)m->n_steps - 1;
+}
+
+PyObject *ouro_python_exit_steps(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *signals, *result = NULL;
+    const char *kind;
+    ouro_exit_rule rule = {0};
+    measured m;
+    if (!PyArg_ParseTuple(args, "O!sfii", &PyDict_Type, &signals, &kind, &rule.threshold, &rule.min_steps, &rule.delay)
+        || !ouro_rule_named(kind, &rule))
+        return NULL;
+    int status = ouro_exit_check(&rule);
+    if (status != OURO_OK) {
+        ouro_raise(status);
+        return NULL;
+    }
+    if (!measured_init(&m, signals)) return NULL;
+    result = PyArray_EMPTY(1, &m.n, NPY_INT32, 0);
+    for (npy_intp i = 0; result && i < m.n; i++)
+        ((int32_t *)PyArray_DATA((PyArrayObject *)result))[i] = leaves_at(&m, &rule, i);
+    measured_fini(&m);
     return result;
 }

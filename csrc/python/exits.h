@@ -19,4 +19,11 @@ PyObject *ouro_python_exit_distribution(PyObject *module, PyObject *gate_logit);
 /* Model.exit_steps(states, gate_logit, kind, threshold, min_steps, delay, rule) -> int32 array [n] */
 PyObject *ouro_model_exit_steps(PyObject *self, PyObject *args);
 
+/* exit_steps(signals {name: array [step, n]}, kind, threshold, min_steps, delay) -> int32 array [n]: the same rules over numbers that
+ * were measured once; one that is not given is NaN. */
+PyObject *ouro_python_exit_steps(PyObject *module, PyObject *args);
+
+/* Sets the rule's kind; 0 with ValueError when the core has none of that name. */
+int ouro_rule_named(const char *name, ouro_exit_rule *rule);
+
 #endif

@@ -183,6 +183,9 @@ static PyMethodDef methods[] = {
     {"peak", ouro_python_peak, METH_VARARGS,
      "peak($module, unit, threads, rounds, /)\n--\n\nInstruction and operations per second of a unit, by round."},
     {"gumbel", gumbel, METH_VARARGS, "gumbel($module, seed, stream, position, token, /)\n--\n\nThe noise of one token."},
+    {"exit_steps", ouro_python_exit_steps, METH_VARARGS,
+     "exit_steps($module, signals, kind, threshold, min_steps, delay, /)\n--\n\nWhere a rule lets positions go [n], by signals "
+     "{name: array [step, n]} that were measured once."},
     {"exit_distribution", ouro_python_exit_distribution, METH_O,
      "exit_distribution($module, gate_logit, /)\n--\n\nlambda, pdf and cdf [3, step, n] of gate logits [step, n], as generation has them."},
     {"filter_logits", (PyCFunction)(void (*)(void))filter_logits, METH_VARARGS | METH_KEYWORDS,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ouro import _core
 from ouro.exits import (
     Acceleration,
     Confidence,
@@ -28,10 +29,8 @@ from ouro.model import Batch, Model
 from ouro.trace import Trace
 
 QS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-BELOW: dict[type[Any], str] = {
-    StateDelta: "state_delta", StateRelative: "state_relative", Acceleration: "acceleration", ReadoutKL: "kl", ReadoutEntropy: "entropy",
-}  # fmt: skip
-"""Rules that fire when their signal is below the threshold."""
+RULES: tuple[type[ExitRule], ...] = (StateDelta, StateRelative, Acceleration, ReadoutKL, ReadoutEntropy, Confidence)
+"""Rules whose threshold is in the units of their signal."""
 
 
 # -- which kind of token ---------------------------------------------------------------------------------------------
@@ -147,43 +146,30 @@ def exit_signals(trace: Trace) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _says_leave(rule: ExitRule | TopAgreement, s: dict[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
-    """Where a rule would fire `[step, batch, pos]`, whatever came before (csrc/engine/exit.c `says_leave`)."""
-    if isinstance(rule, QExit):
-        return np.asarray((s["exit_cdf"] >= np.float32(rule.threshold)) & (rule.threshold < 1))
-    if isinstance(rule, TopAgreement):
-        same = np.zeros(s["top_token"].shape, bool)
-        same[1:] = s["top_token"][1:] == s["top_token"][:-1]
-        return same
-    if isinstance(rule, Confidence):
-        return np.asarray(s["confidence"] > rule.threshold)
-    if type(rule) in BELOW:
-        return np.asarray(s[BELOW[type(rule)]] < rule.threshold)  # False for NaN: the first step
-    raise TypeError(f"expected one of the rules of ouro.exits that need no Python, got {rule!r}")
-
-
-def exit_steps(rule: ExitRule | TopAgreement, signals: dict[str, NDArray[np.float64]]) -> NDArray[np.int64]:
+def exit_steps(rule: ExitRule, signals: dict[str, NDArray[np.float64]]) -> NDArray[np.int64]:
     """The step after which each token would leave under a rule, from signals that were measured once.
 
-    For one rule ask `Trace.exit_step(rule)`, which reads out again and runs the engine's own code; this is for many thresholds.
+    For one rule ask `Trace.exit_step(rule)`, which measures first; this is for many thresholds. Both ask csrc/engine/exit.c.
 
     Parameters
     ----------
     rule
         Of `ouro.exits`; `min_steps` and `delay` count. `CustomExit` is not taken.
     signals
-        As `exit_signals` gives them, arrays `[step, ...]`.
+        As `exit_signals` gives them, arrays `[step, ...]`; one that is missing is NaN, and rules do not fire on it.
 
     Returns
     -------
     int array [...]
         0-based; meaningless where the signals are NaN.
     """
-    fires = _says_leave(rule, signals)
-    last = len(fires) - 1
-    fires[: max(getattr(rule, "min_steps", 0) - 1, 0)] = False
-    fired = np.where(fires.any(0), fires.argmax(0), last)
-    return np.asarray(np.minimum(fired + getattr(rule, "delay", 0), last), np.int64)
+    if not isinstance(rule, ExitRule) or isinstance(rule, CustomExit):
+        raise TypeError(f"expected one of the rules of ouro.exits that need no Python, got {rule!r}")
+    arrays = {name: np.nan_to_num(x, nan=-1) if name == "top_token" else x for name, x in signals.items()}
+    shape = next(iter(signals.values())).shape
+    flat = {name: x.reshape(len(x), -1) for name, x in arrays.items()}
+    found = _core.exit_steps(flat, rule.kind, rule.threshold, rule.min_steps, rule.delay)
+    return np.asarray(found.reshape(shape[1:]), np.int64)
 
 
 def _grid(trace: Trace, s: dict[str, NDArray[np.float64]], settings: int) -> dict[str, list[Any]]:
@@ -196,9 +182,8 @@ def _grid(trace: Trace, s: dict[str, NDArray[np.float64]], settings: int) -> dic
 
     rules: dict[str, list[Any]] = {"fixed": list(range(trace.n_steps))}
     rules["QExit"] = [QExit(float(min(max(v, 0.0), 1.0))) for v in np.append(spread("exit_cdf")[:-1], 1.0)]
-    for kind, name in BELOW.items():
-        rules[kind.__name__] = [kind(float(v)) for v in spread(name)]
-    rules["Confidence"] = [Confidence(float(v)) for v in spread("confidence")]
+    for kind in RULES:
+        rules[kind.__name__] = [kind(float(v)) for v in spread(kind.signal)]
     rules["TopAgreement"] = [TopAgreement()]
     return {name: found for name, found in rules.items() if found}
 
