@@ -1,10 +1,11 @@
 """What requests of one engine cost each other, and what they save.
 
-    python benchmarks/serving.py MODEL [latency] [reuse] [passes] [--prompt 256] [--new 8]
+    python benchmarks/serving.py MODEL [latency] [reuse] [passes] [guesses] [--prompt 256] [--new 8] [--rounds 3] [--requests 1 2 4]
 
 latency: one request decodes, plain; the time between its tokens is taken alone, and while a prompt is read under several
 `prefill_lanes`, beside how fast that prompt is read. reuse: the time to the first token of a prompt, cold, and when an
-earlier request had the same beginning. passes: what a pass of so many lanes costs, without readouts. (Tokens per second of many
+earlier request had the same beginning. passes: what a pass of so many lanes costs, without readouts. guesses: tokens per second of
+several requests with `speculate=True` and "auto", over plain, in turns, ratios taken within a round. (Tokens per second of many
 requests together: `ouro bench --batch`.) Prints tables and one JSON line.
 """
 
@@ -75,6 +76,41 @@ def pass_times(model: ouro.Model, requests: int, new: int) -> list[float]:
     return found
 
 
+def rate(model: ouro.Model, requests: int, new: int, speculate: Any) -> tuple[float, float]:
+    """Tokens per second of all from when each has its first token until `new` more for each, and the p1 of guesses."""
+    with ouro.Engine(model, background=False, prefix_cache_bytes=0) as engine:
+        same: dict[str, Any] = {"max_new_tokens": 4 * new + 8, "eos_token_id": [], "speculate": speculate}
+        handles = [engine.submit(tokens(model, 16, 1 + i), **same) for i in range(requests)]
+        made = [h.generation.token_ids for h in handles]
+        while not all(made):
+            engine.step()
+        begin, before = time.perf_counter(), sum(map(len, made))
+        while sum(map(len, made)) < before + new * requests:
+            engine.step()
+        speed = (sum(map(len, made)) - before) / (time.perf_counter() - begin)
+        for h in handles:
+            h.cancel()
+        found = [h.result().stats for h in handles]
+        return speed, float(np.mean([s.p1 for s in found]))
+
+
+def guesses(model: ouro.Model, new: int, rounds: int, counts: Sequence[int]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    say('| requests | p1 | plain, tokens/s | `True` over plain | each round | "auto" over plain | each round |')
+    say("|---|---|---|---|---|---|---|")
+    for n in counts:
+        plain, always, auto, p1 = [], [], [], 0.0
+        for _ in range(rounds):
+            plain.append(rate(model, n, new, False)[0])
+            speed, p1 = rate(model, n, new, True)
+            always.append(speed / plain[-1])
+            auto.append(rate(model, n, new, "auto")[0] / plain[-1])
+        each = [" ".join(f"{x:.2f}" for x in sorted(values)) for values in (always, auto)]
+        say(f"| {n} | {p1:.2f} | {np.median(plain):.2f} | {np.median(always):.2f} | {each[0]} | {np.median(auto):.2f} | {each[1]} |")
+        out[str(n)] = {"p1": p1, "plain": plain, "true": always, "auto": auto}
+    return out
+
+
 def say(text: str) -> None:
     print(text, flush=True)
 
@@ -106,15 +142,17 @@ def passes(model: ouro.Model, new: int) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("what", nargs="*", default=["latency", "reuse"], help="latency, reuse, passes (default: the first two)")
+    p.add_argument("what", nargs="*", default=["latency", "reuse"], help="latency, reuse, passes, guesses (default: the first two)")
     p.add_argument("--compute", help="default: that of the model")
     p.add_argument("--prompt", type=int, default=256, help="tokens of a prompt that is read (default: %(default)s)")
     p.add_argument("--new", type=int, default=8, help="tokens of each request (default: %(default)s)")
+    p.add_argument("--rounds", type=int, default=3, help="guesses: turns (default: %(default)s)")
+    p.add_argument("--requests", type=int, nargs="+", default=[1, 2, 4], help="guesses: so many at once (default: %(default)s)")
     a = p.parse_args(argv)
     model = ouro.load(a.model, compute=a.compute)
     model.generate(tokens(model, 8, 9), max_new_tokens=2, **PLAIN)
     parts = {"latency": lambda: latency(model, a.prompt, a.new), "reuse": lambda: reuse(model, a.prompt),
-             "passes": lambda: passes(model, a.new)}  # fmt: skip
+             "passes": lambda: passes(model, a.new), "guesses": lambda: guesses(model, a.new, a.rounds, a.requests)}  # fmt: skip
     print(json.dumps({"compute": model.compute, **{what: parts[what]() for what in a.what}}))
 
 

@@ -1,13 +1,15 @@
 """Speculation over steps against plain decoding: the speed-up at each acceptance, beside what the bytes allow.
 
-    python benchmarks/wavefront.py [--alpha 0.1 0.02 0.005] [--compute bfloat16 int8 int4] [--new 32] [--rounds 3] [--log FILE]
+    python benchmarks/wavefront.py [--alpha 0.1 0.02 0.005] [--compute bfloat16 int8 int4] [--new 32] [--rounds 3] [--repeat] [--log FILE]
     python benchmarks/wavefront.py --log FILE --plot docs/wavefront.png
 
 Random weights of the 1.4B shape; `--alpha` sets how often an early readout already has the final token (make_weights.py). Within
 a round plain, `speculate=True` and `speculate="auto"` take turns; ratios are taken within a round and their medians printed.
 The bound counts bytes: plain decoding reads n_steps sweeps of the layers and one head for a token, speculation E sweeps and E heads,
-E = p1 + 2 (1 - p1) p2 + 4 (1 - p1)(1 - p2), with the p1 and p2 of the same run. Runs are appended to `--log` as JSON lines, so
-that a long comparison can be made of short runs; with `--plot` the log is drawn and nothing is measured.
+E = p1 + 2 (1 - p1) p2 + 4 (1 - p1)(1 - p2), with the p1 and p2 of the same run. `--repeat` makes the prompt of one token only,
+behind which random weights fall into repeats: `lookups` is how many guesses per token came from there, `kept` how many were right.
+Runs are appended to `--log` as JSON lines, so that a long comparison can be made of short runs; with `--plot` the log is drawn and
+nothing is measured.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ def byte_bound(info: dict[str, Any], n_steps: int, passes: float) -> float:
     return (n_steps * layers + head) / (passes * (layers + head))
 
 
-def measure(directory: Path, compute: Any, prompt: int, new: int, rounds: int, seed: int = 1) -> dict[str, float]:
+def measure(directory: Path, compute: Any, prompt: int, new: int, rounds: int, repeat: bool, seed: int = 1) -> dict[str, float]:
     """Medians over rounds for one checkpoint and compute mode."""
     model = ouro.load(directory, compute=compute)
-    ids = np.random.default_rng(seed).integers(3, model.config.d_vocab, prompt).tolist()
+    ids = np.random.default_rng(seed).integers(3, model.config.d_vocab, 1 if repeat else prompt).tolist() * (prompt if repeat else 1)
     model.generate(ids, max_new_tokens=2, eos_token_id=[])
     seen: dict[str, list[float]] = {"plain": [], "spec": [], "auto": [], "spec_ratio": [], "auto_ratio": []}
     for _ in range(rounds):
@@ -62,6 +64,7 @@ def measure(directory: Path, compute: Any, prompt: int, new: int, rounds: int, s
     out = {k: statistics.median(v) for k, v in seen.items()}
     bound = byte_bound(model.info(), model.config.n_steps, passes)
     return {**out, "p1": stats.p1, "p2": stats.p2, "passes": stats.passes / new, "lanes": stats.lanes / stats.passes,
+            "lookups": stats.lookups / new, "lookups_kept": stats.lookups_kept / new,
             "bound": bound, "of_bound": out["spec_ratio"] / bound}  # fmt: skip
 
 
@@ -98,20 +101,22 @@ def main() -> None:
     p.add_argument("--prompt", type=int, default=32)
     p.add_argument("--new", type=int, default=32)
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--repeat", action="store_true", help="a prompt that repeats itself")
     p.add_argument("--log", type=Path)
     p.add_argument("--plot", type=Path)
     a = p.parse_args()
     if a.plot:
         plot([json.loads(line) for line in a.log.read_text().splitlines()], a.plot)
         return
-    print("compute   alpha     p1     p2 passes  lanes  plain   spec   auto | of plain  bound  share | auto/plain")
+    print("compute   alpha     p1     p2 passes  lanes  plain   spec   auto | of plain  bound  share | auto/plain lookups   kept")
     for alpha in a.alpha:
         directory = make(CACHE / f"{a.size}-{alpha:g}", a.size, alpha)
         for compute in a.compute:
-            r = measure(directory, compute, a.prompt, a.new, a.rounds)
+            r = measure(directory, compute, a.prompt, a.new, a.rounds, a.repeat)
             columns = [r[k] for k in ("p1", "p2", "passes", "lanes", "plain", "spec", "auto")]
             print(f"{compute:9}{alpha:6g}" + "".join(f"{x:7.2f}" for x in columns)
-                  + f" |{r['spec_ratio']:10.2f}{r['bound']:7.2f}{r['of_bound']:7.2f} |{r['auto_ratio']:10.2f}", flush=True)  # fmt: skip
+                  + f" |{r['spec_ratio']:10.2f}{r['bound']:7.2f}{r['of_bound']:7.2f} |{r['auto_ratio']:10.2f}"
+                  + f"{r['lookups']:8.2f}{r['lookups_kept']:7.2f}", flush=True)  # fmt: skip
             if a.log:
                 with a.log.open("a") as out:
                     out.write(json.dumps({"compute": compute, "alpha": alpha, "new": a.new, "rounds": a.rounds, **r}) + "\n")

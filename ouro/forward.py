@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from ouro.model import Model
 
 LOGITS = {"none": 0, "last": 1, "all": 2}
+NEXT = 3
 
 
 @dataclass(eq=False)
 class Forward:
     """A forward being put together. `sequences` are checked ids; `prompt_length` is what the positions of edits count from when
-    the one sequence is a prompt and what was generated; `out` lends the arrays of an earlier capture of the same plan."""
+    the one sequence is a prompt and what was generated; `out` lends the arrays of an earlier capture of the same plan; `next_only`: logits `[1, batch, 1, d_vocab]` of the last
+    step and position alone, from which the next token is drawn."""
 
     model: Model
     sequences: list[list[int]]
@@ -40,6 +42,7 @@ class Forward:
     turns: list[Turn] | None = None
     prompt_length: int | None = None
     out: ActivationCache | None = None
+    next_only: bool = False
     arrays: list[NDArray[Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -103,7 +106,7 @@ class Forward:
         attention = bool(self.edits) or (self.capture is not None and self.capture.looks_at_attention)
         ids = [np.asarray(s, np.int32) for s in self.sequences]
         plan, lanes = self._plan(), self._lanes(attention)
-        states, gate, z = self.model._core.trace(ids, self.n_steps, LOGITS[self.logits], lanes, plan, self.turns)
+        states, gate, z = self.model._core.trace(ids, self.n_steps, NEXT if self.next_only else LOGITS[self.logits], lanes, plan, self.turns)
         return Trace(states, gate, z, np.array(self.lengths), self.sequences, self.model)
 
     def cache(self, trace: Trace) -> ActivationCache:

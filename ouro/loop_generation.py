@@ -1,8 +1,9 @@
-"""Greedy generation under a program that runs steps or layers in another order.
+"""Generation under a program that runs steps or layers in another order.
 
 The lanes of an engine's pass go through the same layers together, each at its own step; where steps have layer orders of their
 own, or the steps themselves come in another order, that is not so. Here each new token takes one forward over the whole
-sequence (`ouro.forward.Forward`), which follows any program: exact, and quadratic in the length.
+sequence (`ouro.forward.Forward`), which follows any program: exact, and quadratic in the length. Tokens are drawn as the engine
+draws them (csrc/engine/sampling.h), with the same noise of (seed, sample, position).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ouro import _core
 from ouro.edits import FwdHooks
 from ouro.errors import ContextLengthError
 from ouro.forward import Forward
@@ -25,27 +27,34 @@ STOP, LENGTH = 1, 2  # csrc/engine/engine.h, ouro_finish
 
 
 def _refuse(s: Settings) -> None:
-    wrong = {"temperature": s.temperature != 0, "repetition_penalty": s.repetition_penalty != 1, "exit_at_step": s.exit_at_step >= 0,
-             "exit_threshold or exit_rule": s.exit_rule.kind != "never", "weighted_exit": s.weighted_exit, "kv_policy": s.kv_policy != 0,
-             "follow": bool(s.follow)}  # fmt: skip
+    wrong = {"exit_at_step": s.exit_at_step >= 0, "exit_threshold or exit_rule": s.exit_rule.kind != "never",
+             "weighted_exit": s.weighted_exit, "kv_policy": s.kv_policy != 0}  # fmt: skip
     named = [name for name, on in wrong.items() if on]
     if named:
-        raise ValueError(f"a program that orders steps or layers anew generates greedily, all steps: not with {', '.join(named)}")
+        raise ValueError(f"a program that orders steps or layers anew runs all steps of every token: not with {', '.join(named)}")
 
 
-def generate_in_order(model: Model, prompt: list[int], s: Settings, fwd_hooks: FwdHooks) -> Generation:
-    """One continuation of `prompt`, a forward for each token."""
+def _choose(z: NDArray[np.float32], ids: list[int], place: int, s: Settings, sample: int) -> int:
+    """The token behind `ids`, the engine's choice (csrc/engine/decide.c)."""
+    if place < len(s.follow):
+        return s.follow[place]
+    history = np.asarray(ids, np.int32)
+    return _core.sample(z, history, s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed, sample, len(ids))
+
+
+def generate_in_order(model: Model, prompt: list[int], s: Settings, fwd_hooks: FwdHooks, sample: int = 0) -> Generation:
+    """One continuation of `prompt`, a forward for each token; `sample`: which of several of one prompt."""
     _refuse(s)
     if len(prompt) + s.max_new_tokens > model.config.n_ctx:
         raise ContextLengthError(f"{len(prompt)} tokens and {s.max_new_tokens} new ones exceed the context of {model.config.n_ctx}")
     request, ids, lanes, seconds = Request(prompt, s, model.tokenizer), list(prompt), 0, [0.0, 0.0]
     for i in range(s.max_new_tokens):
         begin = time.perf_counter()
-        run = Forward(model, [ids], s.n_steps, edits=s.edits, hooks=fwd_hooks, turns=list(s.turns or ()), prompt_length=len(prompt))
+        run = Forward(model, [ids], s.n_steps, edits=s.edits, hooks=fwd_hooks, turns=list(s.turns or ()), prompt_length=len(prompt), next_only=True)
         trace = run.run()
         assert trace.logits is not None
         z = trace.logits[0, 0, -1]
-        token = int(z.argmax())
+        token = _choose(z, ids, i, s, sample)
         ids.append(token)
         lanes += (len(ids) - 1) * len(s.turns or ())
         seconds[i > 0] += time.perf_counter() - begin

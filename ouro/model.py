@@ -410,8 +410,8 @@ class Model:
         program
             Another order of steps and layers (`ouro.LoopProgram`). What consists of edits (`skip_step`, `freeze_attention`,
             `replace_state`, `noise`, `steps_per_position`) runs as all else, without speculation where a step reads another.
-            `repeat_step`, `swap_steps` and `layers` take one forward over the whole sequence for each new token, greedy and
-            without early exit.
+            `repeat_step`, `swap_steps` and `layers` take one forward over the whole sequence for each new token, without
+            early exit.
         capture
             What to keep (see `run_with_cache`), in `cache` of each result: every position that was run, at every step, also
             the deeper ones of tokens that left early. It is a second forward over the final sequence, which has the same
@@ -451,7 +451,7 @@ class Model:
         if s.turns is not None:
             if capture is not None:
                 raise ValueError("this program runs one forward for each token, and Python hooks see them all: take edits, or no capture")
-            return [generate_in_order(self, ids, s, self._hooks.get()) for ids in prompts]
+            return [generate_in_order(self, ids, s, self._hooks.get(), i % n) for i, ids in enumerate(prompts)]
         shared = None if len(prompts) > 1 else 0  # beginnings in common; all that counts is when the last one ends
         live: list[LiveCapture | None] = [None] * len(prompts)
         if capture is not None:

@@ -137,12 +137,27 @@ def test_programs_and_their_limits(prompts):
         assert engine.submit(prompts[0], max_new_tokens=12, eos_token_id=[], program=skip).result().token_ids == fewer[0].token_ids
         with pytest.raises(ValueError, match="lanes of an engine's pass"):
             engine.submit(prompts[0], program=swap)
-    for wrong in ({"temperature": 1.0}, {"exit_threshold": 0.5}, {"kv_policy": "last_step"}):
+    for wrong in ({"weighted_exit": True}, {"exit_threshold": 0.5}, {"kv_policy": "last_step"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             model.generate(prompts[0], program=swap, **wrong)
     text = model.generate("One day", max_new_tokens=20, program=swap)
     stop = text.text[4:7]
     assert stop and model.generate("One day", max_new_tokens=20, program=swap, stop=stop).text == text.text[: text.text.index(stop)]
+
+
+@pytest.mark.parametrize("steer", [(), (Add("resid_post", VECTOR, 0.3, layers=[2], steps=[1]),)], ids=["", "steered"])
+def test_a_program_that_changes_nothing_generates_as_the_engine(prompts, steer):
+    """Layers in their own order, by a forward for each token: the engine's tokens, sampled, penalised or given, and its numbers."""
+    model, same = load("trained", "bfloat16"), ouro.LoopProgram().layers(1, [0, 1, 2, 3])
+    assert same.reorders
+    sampled = {"temperature": 1.1, "seed": 5, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "n": 2}
+    for more in (sampled, {"repetition_penalty": 1.4}, {"follow": [9, 8, 7], "temperature": 0.7, "seed": 2}):
+        more = {"max_new_tokens": 6, "eos_token_id": [], "logprobs": 3, "edits": steer, **more}
+        expected, made = (np.atleast_1d(model.generate(prompts[1], program=p, **more)) for p in (None, same))
+        for a, b in zip(expected, made, strict=True):
+            assert a.token_ids == b.token_ids and a.exit_pdf == b.exit_pdf
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=2e-6)
+            assert [list(t) for t in a.top_logprobs] == [list(t) for t in b.top_logprobs]
 
 
 def test_hooks_in_an_engine(prompts):

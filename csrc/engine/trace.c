@@ -141,6 +141,7 @@ static float *logits_row(const trace_run *x, place p, int turn)
 {
     const ouro_trace *t = x->t;
     if (!t->logits || (!t->all_logits && turn != x->n_turns - 1)) return NULL;
+    if (t->next_only) return p.pos == t->lengths[p.row] - 1 ? t->logits + (size_t)p.row * (size_t)x->ws->model->config.d_vocab : NULL;
     return t->logits + row_of(x, t->all_logits ? x->turns[turn].step : 0, p) * (size_t)x->ws->model->config.d_vocab;
 }
 
@@ -148,11 +149,13 @@ static float *logits_row(const trace_run *x, place p, int turn)
 static int shown_readouts(trace_run *x, const place *places, int n, int turn)
 {
     size_t v = (size_t)x->ws->model->config.d_vocab;
-    int most = x->t->observer->meet || n < OURO_READOUT_ROWS ? n : OURO_READOUT_ROWS, status = OURO_OK;
+    bool meet = x->t->observer->meet, skips = x->t->next_only && !meet;
+    int most = skips ? 1 : meet || n < OURO_READOUT_ROWS ? n : OURO_READOUT_ROWS, status = OURO_OK;
     free(x->shown);
     x->shown = malloc((size_t)most * v * sizeof *x->shown);
     if (!x->shown) return ouro_fail(OURO_ERR_MEMORY, "no memory for the logits of %d positions", most);
     for (int at = 0; status == OURO_OK && at < n; at += most) {
+        if (skips && !logits_row(x, places[at], turn)) continue;
         int rows = n - at < most ? n - at : most;
         for (int i = 0; i < rows; i++)
             x->readouts[i] = (ouro_readout){.state = x->lanes[at + i].h, .logits = x->shown + (size_t)i * v};
@@ -180,10 +183,12 @@ static int run_turn(trace_run *x, const place *places, int n, int turn)
     if (status != OURO_OK || !sweep.closes) return status;
     for (int i = 0; i < n; i++) t->gate_logit[row_of(x, step, places[i])] = x->lanes[i].gate;
     if (o && (o->wants(o, step, -1) & OURO_BIT(OURO_P_LOGITS))) return shown_readouts(x, places, n, turn);
-    if (!logits_row(x, places[0], turn)) return OURO_OK;
-    for (int i = 0; i < n; i++)
-        x->readouts[i] = (ouro_readout){.state = x->lanes[i].h, .logits = logits_row(x, places[i], turn)};
-    return ouro_read_out(x->ws, x->readouts, n, x->poll, x->poll_arg);
+    int rows = 0;
+    for (int i = 0; i < n; i++) {
+        float *keep = logits_row(x, places[i], turn);
+        if (keep) x->readouts[rows++] = (ouro_readout){.state = x->lanes[i].h, .logits = keep};
+    }
+    return rows ? ouro_read_out(x->ws, x->readouts, rows, x->poll, x->poll_arg) : OURO_OK;
 }
 
 int ouro_trace_run(ouro_workspace *ws, const ouro_trace *t, ouro_poll_fn poll, void *poll_arg)

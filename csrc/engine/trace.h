@@ -17,6 +17,7 @@ typedef struct ouro_trace {
     float *gate_logit;                   /* [n_steps][batch][pos], required */
     float *logits;                       /* [n_steps or 1][batch][pos][d_vocab] or NULL */
     int all_logits;                      /* 1: logits of every step; 0: of the last */
+    int next_only;                       /* 1: of the last step and each sequence's last position alone: [batch][d_vocab] */
     const ouro_turn *turns;              /* [n_turns], at most OURO_MAX_STEPS; NULL: every step once, all layers */
     int n_turns;
     const ouro_observer *observer;       /* sees every lane, with row = its place in the batch; may be NULL */

@@ -289,13 +289,14 @@ static PyObject *model_trace(PyObject *o, PyObject *args)
     states = ouro_new_floats(4, shape, b.ragged);
     gate = states ? ouro_new_floats(3, shape, b.ragged) : NULL;
     shape[0] = want == 2 ? n_steps : 1;
+    if (want == 3) shape[2] = 1;
     shape[3] = c->d_vocab;
     if (gate && want) logits = ouro_new_floats(4, shape, b.ragged);
     if (gate && (logits || !want)) {
         ouro_trace t = {.tokens = b.tokens, .lengths = b.lengths, .batch = b.n, .pos = b.longest, .n_steps = n_steps,
                         .max_lanes = max_lanes, .states = PyArray_DATA((PyArrayObject *)states),
                         .gate_logit = PyArray_DATA((PyArrayObject *)gate),
-                        .logits = logits ? PyArray_DATA((PyArrayObject *)logits) : NULL, .all_logits = want == 2,
+                        .logits = logits ? PyArray_DATA((PyArrayObject *)logits) : NULL, .all_logits = want == 2, .next_only = want == 3,
                         .turns = turns, .n_turns = n_turns, .observer = observer};
         poll_clock clock = {0};
         int status;
