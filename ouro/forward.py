@@ -28,8 +28,8 @@ NEXT = 3
 @dataclass(eq=False)
 class Forward:
     """A forward being put together. `sequences` are checked ids; `prompt_length` is what the positions of edits count from when
-    the one sequence is a prompt and what was generated; `out` lends the arrays of an earlier capture of the same plan; `next_only`: logits `[1, batch, 1, d_vocab]` of the last
-    step and position alone, from which the next token is drawn."""
+    the one sequence is a prompt and what was generated; `out` lends the arrays of an earlier capture of the same plan; `next_only`:
+    logits `[1, batch, 1, d_vocab]` of the last step and position alone, from which the next token is drawn."""
 
     model: Model
     sequences: list[list[int]]
@@ -106,7 +106,8 @@ class Forward:
         attention = bool(self.edits) or (self.capture is not None and self.capture.looks_at_attention)
         ids = [np.asarray(s, np.int32) for s in self.sequences]
         plan, lanes = self._plan(), self._lanes(attention)
-        states, gate, z = self.model._core.trace(ids, self.n_steps, NEXT if self.next_only else LOGITS[self.logits], lanes, plan, self.turns)
+        want = NEXT if self.next_only else LOGITS[self.logits]
+        states, gate, z = self.model._core.trace(ids, self.n_steps, want, lanes, plan, self.turns)
         return Trace(states, gate, z, np.array(self.lengths), self.sequences, self.model)
 
     def cache(self, trace: Trace) -> ActivationCache:
