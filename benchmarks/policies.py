@@ -115,7 +115,7 @@ def speed(directory: Any, context: int, new: int, rounds: int, compute: Any, pol
             for name, control in exits.items():
                 for policy in policies:
                     made = engine.submit(prompt, max_new_tokens=new, kv_policy=policy, **control, **same).result()
-                    steps = float(np.mean(made.exit_steps)) + 1
+                    steps = float(np.mean(made.exit_steps[FIRST:])) + 1
                     lanes = model.config.n_steps if policy == "full" else steps       # exact: deeper steps run later
                     seen[name, policy].append({"tokens_per_s": (new - FIRST) / (made.token_times[-1] - made.token_times[FIRST - 1]),
                                                "steps": steps, "read_gb": lanes * (context + new / 2) * per_row / 1e9})  # fmt: skip

@@ -178,10 +178,15 @@ def test_states_by_way_of_a_trace(which):
     np.testing.assert_array_equal(np.array(g.exit_pdf).T, pdf)
 
 
+LOOPED = ({}, {"speculate": True}, {"exit_threshold": 0.5}, {"exit_threshold": 0.4, "speculate": True, "logprobs": 2},
+          {"kv_policy": "last_step"}, {"kv_policy": "first_step", "speculate": True}, {"n_steps": 2})  # fmt: skip
+
+
 @pytest.mark.slow
-def test_soak():
+@pytest.mark.parametrize(("name", "kinds"), [("tiny-one-step", ({},)), ("tiny-mha", LOOPED)])
+def test_soak(name, kinds):
     """10 000 short requests with random cancels: what the core holds is what it held before, and so does the process."""
-    model = load("tiny-one-step")
+    model = load(name)
     rng = np.random.default_rng(3)
     with ouro.Engine(model, max_lanes=32, prefix_cache_bytes=1 << 20) as engine:
 
@@ -191,6 +196,7 @@ def test_soak():
                 length = int(rng.integers(1, 90))
                 prompt = (np.arange(length) * int(rng.integers(1, 4)) % 90 + 3).tolist()
                 sampled = {"temperature": 1.0, "seed": int(rng.integers(9))} if rng.random() < 0.5 else {}
+                sampled |= kinds[int(rng.integers(len(kinds)))]
                 handles.append(engine.submit(prompt, max_new_tokens=int(rng.integers(1, 8)), eos_token_id=[], **sampled))
                 if rng.random() < 0.3:
                     handles[int(rng.integers(len(handles)))].cancel()
