@@ -202,6 +202,7 @@ V_INLINE void group_int8(const int T, const int L, const int asks, const v_job *
             V_UNROLL for (int t = 0; t < T; t++) {
                 wt[t] = v_load_int8(w + 64 * i + (size_t)t * j->tile_bytes);
                 if (asks) V_PREFETCH((uintptr_t)w + far + 64 * i + (size_t)t * j->tile_bytes);
+                if (asks && V_AGAIN(V_INT8, L)) V_PREFETCH((uintptr_t)w + V_AGAIN(V_INT8, L) + 64 * i + (size_t)t * j->tile_bytes);
             }
             V_UNROLL for (int l = 0; l < L; l++) {
                 v_ix xl = v_load_ix(V_AT(x, l, j->stride) + 4 * i);
@@ -225,6 +226,7 @@ V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *
         V_UNROLL for (int t = 0; t < T; t++) {
             v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
             if (asks) V_PREFETCH((uintptr_t)w + far + (size_t)t * j->tile_bytes);
+            if (asks && V_AGAIN(V_INT4, L)) V_PREFETCH((uintptr_t)w + V_AGAIN(V_INT4, L) + (size_t)t * j->tile_bytes);
         }
         V_UNROLL for (int l = 0; l < L; l++) {
             v_ix xl = v_load_ix(V_AT(x, l, j->stride));
@@ -244,9 +246,6 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
     const int keep = T * L <= V_KEEP;
     vf acc[V_MAX_TILES * V_LANES];
     block_open(T, L, j, acc);
-    if (j->asks)             /* the units come after the scales: what the streams of this tile and the last leave out */
-        for (size_t at = 0; at < j->scale_bytes; at += 64)
-            V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH((uintptr_t)j->w + (size_t)t * j->tile_bytes + j->far + at);
     if (!keep) V_UNROLL for (int i = 0; i < T * L; i++) v_store(j->scratch + i * OURO_TILE, acc[i]);
     uintptr_t soon = j->soon;
     const uintptr_t stop = soon_stop(j);
@@ -260,6 +259,9 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
             else group_int4(T, L, 0, j, g, sum);
         }
         for (int i = 0; i < j->soon_lines && soon < stop; i++, soon += 64) V_PREFETCH(soon);
+        if (j->asks && g % 2 == 0)      /* the units come after the scales: of the next tiles what their streams leave out */
+            V_UNROLL for (int t = 0; t < T; t++)
+                V_PREFETCH((uintptr_t)j->w + (size_t)(T + t) * j->tile_bytes + j->far + (size_t)g * 2 * OURO_TILE);
         vf ws[V_MAX_TILES];
         V_UNROLL for (int t = 0; t < T; t++)
             ws[t] = v_widen_bf16((const uint16_t *)(const void *)(j->w + (size_t)t * j->tile_bytes) + g * OURO_TILE);

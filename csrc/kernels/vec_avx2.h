@@ -36,8 +36,9 @@
 #else
 #define V_KEEP 2                                /* int kinds: float accumulators that fit beside the sums */
 #endif
-/* bytes ahead that weights are asked for; see vec_avx512.h */
+/* bytes ahead that weights are asked for, and once more; see vec_avx512.h */
 #define V_AHEAD(kind, lanes) ((kind) == V_INT4 || (lanes) >= 2 ? 8192 : 0)
+#define V_AGAIN(kind, lanes) 0
 /* the instances X(kind, tiles, lanes) of a register block */
 #ifdef V_DPBUSD
 #define V_INT_INSTANCES(X, kind) V_INSTANCES(X, kind) X(kind, 1, 5) X(kind, 1, 6)

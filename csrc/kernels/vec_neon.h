@@ -17,8 +17,9 @@
 #define V_INT_ALONE 4
 #define V_TILES(kind, lanes) ((lanes) <= 1 ? 2 : 1)     /* tiles worked on at once */
 #define V_KEEP 2                                /* int kinds: float accumulators that fit beside the sums */
-/* bytes ahead that weights are asked for; see vec_avx512.h */
+/* bytes ahead that weights are asked for, and once more; see vec_avx512.h */
 #define V_AHEAD(kind, lanes) ((kind) == V_INT4 || (lanes) >= 2 ? 8192 : 0)
+#define V_AGAIN(kind, lanes) 0
 /* the instances X(kind, tiles, lanes) of a register block */
 #define V_INT_INSTANCES V_INSTANCES
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)
