@@ -11,6 +11,9 @@ import ouro
 
 os.environ["PYTHONSAFEPATH"] = "1"  # processes that tests start import what is installed, not the folder they start in
 
+RAGGED = ["One day Ann took the cup to the cave.", "Bob is the boss of Cid.", "Dora"]
+"""Texts of different lengths: what lies beyond the shorter ones must never count."""
+
 
 @cache
 def load(name: str, compute: str = "float32", **arguments):

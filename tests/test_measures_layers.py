@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from conftest import load
+from conftest import RAGGED, load
 
+import ouro
 from ouro.measures import (
     StepMap,
     TunedLens,
@@ -29,8 +30,6 @@ from ouro.measures import (
     sharing_residuals,
     step_cosines,
 )
-
-RAGGED = ["One day Ann took the cup to the cave.", "Bob is the boss of Cid.", "Dora"]
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +289,21 @@ def test_perturbation(cache):
         perturbation_decay(model, RAGGED, pos=99)
 
 
+def test_perturbation_is_an_edit_of_the_loop():
+    """The same change made by an edit while the loop runs gives the same path, up to where float32 adds it."""
+    model, ids, step = load("trained"), [3, 50, 7, 7, 20], 1
+    found = perturbation_decay(model, [ids], step=step, n_steps=5, size=0.05, seed=3)
+    plain = model.trace([ids], n_steps=5, logits="none").states[:, 0]
+    delta = np.random.default_rng(3).normal(size=plain[step].shape)
+    delta *= 0.05 * np.linalg.norm(plain[step], axis=-1, keepdims=True) / np.linalg.norm(delta, axis=-1, keepdims=True)
+    edits = [ouro.edits.Add("resid_pre", delta[i].astype(np.float32), steps=[step + 1], layers=[0], pos=[i]) for i in range(len(ids))]
+    moved = model.trace([ids], n_steps=5, logits="none", edits=edits).states[:, 0]
+    after = slice(step + 1, None)
+    apart = np.linalg.norm((moved - plain).astype(float), axis=-1)[after]
+    assert np.allclose(found["distance"].values[after, 0], apart / np.linalg.norm(plain, axis=-1)[after], rtol=1e-3)
+    assert np.allclose(found["gain"].values[after, 0], np.linalg.norm(apart, axis=-1) / np.linalg.norm(delta), rtol=1e-3)
+
+
 @pytest.mark.parametrize("style", ["default", "dark_background"])
 def test_every_result_draws_itself(style, cache):
     plt = pytest.importorskip("matplotlib.pyplot")
@@ -300,6 +314,7 @@ def test_every_result_draws_itself(style, cache):
     results = [
         angular_distance(cache), attention_drift(cache), attention_drift(cache)["induction"], kv_similarity(cache), lens, lens["top"],
         lens["kl"], fixed_point(model, "Dora", n_steps=5, iterations=2), perturbation_decay(model, RAGGED[:2]),
+        fixed_point(model, "Dora", n_steps=1, iterations=2),
     ]  # fmt: skip
     with plt.style.context(style):
         for result in results:
@@ -318,6 +333,8 @@ def test_what_is_missing_is_said(cache):
         angular_distance(cache, RAGGED)
     with pytest.raises(KeyError, match="captured"):
         angular_distance(model.run_with_cache(RAGGED, ["pattern"])[1])
+    with pytest.raises(TypeError, match="expected a Model, got Trace"):
+        fixed_point(model.trace("Bob"), None)
     with pytest.raises(ValueError, match="expected one"):
         logit_lens(model, cache, token=" took the cup")
 

@@ -2,10 +2,11 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import load, reference
+from conftest import RAGGED, load, reference
 
 from ouro import exits
 from ouro.measures import (
@@ -30,9 +31,8 @@ from ouro.measures import (
     rank_trajectory,
     state_changes,
     token_class,
+    token_loss,
 )
-
-RAGGED = ["One day Ann took the cup to the cave.", "Bob is the boss of Cid.", "Dora"]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,14 @@ def test_flips_and_commitment_of_known_answers():
 def test_rank_counts_equal_logits_by_id():
     z = np.array([[3.0, 1.0, 3.0, 2.0]])
     assert [int(rank_of(z, t)[0]) for t in range(4)] == [0, 3, 1, 2]
+
+
+def test_loss_of_known_distributions():
+    """A step that knows nothing loses log of the vocabulary, one that is sure and right nothing; no target is no loss."""
+    sure = np.log(np.array([0.0, 1.0, 0.0, 0.0]) + 1e-300)
+    loss, right = token_loss(np.stack([[np.log(np.full(4, 0.25))] * 3, [sure] * 3]), np.array([1, 2, -1]))
+    assert np.allclose(loss[0, :2], math.log(4)) and loss[1, 0] == 0 and loss[1, 1] == pytest.approx(300 * math.log(10))
+    assert right[1, :2].tolist() == [1, 0] and np.isnan(loss[:, 2]).all() and np.isnan(right[:, 2]).all()
 
 
 def test_agreement_of_known_distributions():
@@ -221,6 +229,15 @@ def test_cka_counts_real_tokens_only(trace):
 
 
 # -- leaving early -----------------------------------------------------------------------------------------------------
+
+
+def test_exit_report_of_a_gate_that_never_changes():
+    """All gate logits b: a geometric distribution with lambda = sigmoid(b), whatever the text."""
+    made = load("trained").trace([[5, 6, 7]], n_steps=5, logits="none")
+    made = replace(made, gate_logit=np.full_like(made.gate_logit, math.log(3)))  # lambda = 3/4
+    report = exit_report(made, q=[0.7, 0.9, 0.99])
+    assert np.allclose(report["pdf"].values[:, 0, 0], [3 / 4, 3 / 16, 3 / 64, 3 / 256, 1 / 256])
+    assert report["exit_step"].values[:, 0, 0].tolist() == [0, 1, 3]
 
 
 def test_exit_report(trace):
