@@ -18,7 +18,7 @@ from ouro.engine import Engine
 from ouro.errors import OuroError
 from ouro.exits import NamedExit
 from ouro.extras import did_you_mean
-from ouro.generation import KV_POLICIES
+from ouro.generation import KV_POLICIES, GenerationStats
 from ouro.hub import resolve
 from ouro.loading import CHOICES, Compute
 from ouro.model import Model
@@ -62,6 +62,9 @@ def _machine_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--local-files-only", action="store_true", help="never ask the hub")
 
 
+SPECULATE: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
+
+
 def _exit_rule(text: str) -> NamedExit:
     name, _, threshold = text.partition(":")
     return NamedExit(float(threshold or 0), rule=name)
@@ -80,6 +83,9 @@ def _sampling_arguments(p: argparse.ArgumentParser, new_tokens: int) -> None:
     p.add_argument("--exit-threshold", type=float, help="q of Q-exit")
     p.add_argument("--exit-rule", type=_exit_rule, metavar="NAME:THRESHOLD",
                    help="another rule, for instance entropy:0.5, kl:0.01, top1 (ouro.exits; the names are those of the core)")  # fmt: skip
+    p.add_argument("--speculate", choices=tuple(SPECULATE), default="auto",
+                   help="guess ahead; never changes the text (default: %(default)s)")  # fmt: skip
+    p.add_argument("--stats", action="store_true", help="what it cost, on standard error: passes, guesses, tokens per second")
     p.add_argument("--kv-policy", choices=KV_POLICIES, default="full",
                    help="keys and values that new tokens leave; all but full are approximations (default: %(default)s)")  # fmt: skip
 
@@ -92,17 +98,28 @@ def _load(a: argparse.Namespace) -> Model:
 def _sampling(a: argparse.Namespace) -> dict[str, Any]:
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "n_steps",
              "exit_at_step", "exit_threshold", "exit_rule", "kv_policy")  # fmt: skip
-    return {name: getattr(a, name) for name in names}
+    return {name: getattr(a, name) for name in names} | {"speculate": SPECULATE[a.speculate]}
+
+
+def _say_stats(s: GenerationStats) -> None:
+    seconds = s.prefill_seconds + s.decode_seconds
+    print(f"{s.prompt_tokens} tokens read ({s.prefix_tokens} of them taken over), {s.tokens} written in {seconds:.2f} s; "
+          f"{(s.tokens - 1) / s.decode_seconds if s.decode_seconds else 0:.1f} tokens/s behind the first\n"
+          f"{s.passes} passes, {s.lanes} lanes; guesses: {s.guesses} made, {s.kept} kept, {s.dropped} dropped; "
+          f"p1 {s.p1:.2f}, p2 {s.p2:.2f}; {s.cache_bytes / 2**20:.1f} MiB of keys and values", file=sys.stderr)  # fmt: skip
 
 
 def generate(a: argparse.Namespace) -> None:
     """Print a continuation as it comes."""
     model = _load(a)
-    pieces = model.stream(a.prompt, stop=a.stop, **_sampling(a))  # refuses before anything is printed
-    print(a.prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    with Engine(model, background=False, prefix_cache_bytes=0) as engine:
+        handle = engine.submit(a.prompt, stop=a.stop, **_sampling(a))  # refuses before anything is printed
+        print(a.prompt, end="", flush=True)
+        for piece in handle:
+            print(piece, end="", flush=True)
+        print(flush=True)
+        if a.stats:
+            _say_stats(handle.result().stats)
 
 
 def chat(a: argparse.Namespace) -> None:
@@ -115,10 +132,13 @@ def chat(a: argparse.Namespace) -> None:
         while text := _ask():
             messages.append({"role": "user", "content": text})
             answer = ""
-            for piece in engine.chat(messages, enable_thinking=thinking, **_sampling(a)):
+            handle = engine.chat(messages, enable_thinking=thinking, **_sampling(a))
+            for piece in handle:
                 print(piece, end="", flush=True)
                 answer += piece
-            print()
+            print(flush=True)
+            if a.stats:
+                _say_stats(handle.result().stats)
             messages.append({"role": "assistant", "content": answer})
 
 
