@@ -6,8 +6,9 @@
 Random weights of the 1.4B shape; `--alpha` sets how often an early readout already has the final token (make_weights.py). Within
 a round plain, `speculate=True` and `speculate="auto"` take turns; ratios are taken within a round and their medians printed.
 The bound counts bytes: plain decoding reads n_steps sweeps of the layers and one head for a token, speculation E sweeps and E heads,
-E = p1 + 2 (1 - p1) p2 + 4 (1 - p1)(1 - p2), with the p1 and p2 of the same run. `--repeat` makes the prompt of one token only,
-behind which random weights fall into repeats: `lookups` is how many guesses per token came from there, `kept` how many were right.
+E = p1 + 2 (1 - p1) p2 + 4 (1 - p1)(1 - p2), with the p1 and p2 of the same run. `--repeat` makes a text that repeats eight
+tokens and goes on so (`follow=`), so that every guess is right: `lookups` is how many guesses per token came from repeats, `kept`
+how many of them were right.
 Runs are appended to `--log` as JSON lines, so that a long comparison can be made of short runs; with `--plot` the log is drawn and
 nothing is measured.
 """
@@ -45,13 +46,14 @@ def byte_bound(info: dict[str, Any], n_steps: int, passes: float) -> float:
 def measure(directory: Path, compute: Any, prompt: int, new: int, rounds: int, repeat: bool, seed: int = 1) -> dict[str, float]:
     """Medians over rounds for one checkpoint and compute mode."""
     model = ouro.load(directory, compute=compute)
-    ids = np.random.default_rng(seed).integers(3, model.config.d_vocab, 1 if repeat else prompt).tolist() * (prompt if repeat else 1)
+    ids = np.random.default_rng(seed).integers(3, model.config.d_vocab, 8 if repeat else prompt).tolist() * (prompt // 8 if repeat else 1)
+    follow = (ids[:8] * new)[:new] if repeat else None
     model.generate(ids, max_new_tokens=2, eos_token_id=[])
     seen: dict[str, list[float]] = {"plain": [], "spec": [], "auto": [], "spec_ratio": [], "auto_ratio": []}
     for _ in range(rounds):
         speed, tokens = {}, set()
         for mode, speculate in MODES.items():
-            made = model.generate(ids, max_new_tokens=new, eos_token_id=[], speculate=speculate)
+            made = model.generate(ids, max_new_tokens=new, eos_token_id=[], speculate=speculate, follow=follow)
             tokens.add(tuple(made.token_ids))
             speed[mode] = (new - 1) / made.stats.decode_seconds
             seen[mode].append(speed[mode])
@@ -101,7 +103,7 @@ def main() -> None:
     p.add_argument("--prompt", type=int, default=32)
     p.add_argument("--new", type=int, default=32)
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--repeat", action="store_true", help="a prompt that repeats itself")
+    p.add_argument("--repeat", action="store_true", help="a text that repeats itself")
     p.add_argument("--log", type=Path)
     p.add_argument("--plot", type=Path)
     a = p.parse_args()

@@ -198,8 +198,9 @@ static void settle_request(ouro_engine *e, ouro_request *r, double seconds)
         return;
     }
     while (r->lead && r->lead->decided && !(ouro_request_unfolded(r) && (r->lead->step < r->depth || r->chunk.n))) {
+        int steps = r->lead->event.exit_step + 1;
         if (!settle_lead(e, r)) return;
-        if (r->produced > 1) ouro_keep_pace(e, r);
+        if (r->produced > 1) ouro_keep_pace(e, r, steps);
     }
     ouro_request_retire(r);
 }

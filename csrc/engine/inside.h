@@ -97,7 +97,7 @@ void ouro_count_lookup(ouro_request *r, int32_t token);
 /* Charges the coming pass to every request that decodes in it. */
 void ouro_count_pass(ouro_engine *e);
 /* A token has come: whether speculation goes on. */
-void ouro_keep_pace(const ouro_engine *e, ouro_request *r);
+void ouro_keep_pace(const ouro_engine *e, ouro_request *r, int steps);       /* steps: that its last token ran before it left */
 /* New guesses of every request, while lanes are free. */
 void ouro_spawn(ouro_engine *e);
 

@@ -10,12 +10,14 @@ typedef struct ouro_chunk {
     float *h;                            /* [n][d_model] */
 } ouro_chunk;
 
-/* Whether speculation pays, measured: what its passes cost while it is on against what plain decoding would cost. */
+/* Whether speculation pays, measured: what its passes cost while it is on against what plain decoding would cost, in sweeps of a
+ * pass without guesses (cost.h). */
 typedef struct ouro_pace {
     bool on;
-    int tokens;                          /* since it was last switched */
-    double cost;                         /* of the passes since then, in sweeps of a pass without guesses (cost.h) */
-    int rest;                            /* plain tokens before the next trial */
+    int tokens, rest;                    /* tokens since it was last switched; those it rests before the next trial */
+    double cost, plain;                  /* of the passes since then; of plain decoding of those tokens */
+    double lost;                         /* what speculation has cost more than plain decoding, in all; little of a gain is kept */
+    double all;                          /* of plain decoding of the whole request */
 } ouro_pace;
 
 typedef struct ouro_request {

@@ -24,20 +24,27 @@ void ouro_count_guesses(ouro_stats *s, const ouro_node *n, int32_t token)
 }
 
 /* Auto: speculation stays on while its passes cost less than plain decoding would have; after a loss it rests, then tries
- * again. A trial ends after three tokens when none of them came early, so that one without any gain costs a few readouts. */
-void ouro_keep_pace(const ouro_engine *e, ouro_request *r)
+ * again. A trial ends after three tokens when none of them came early, so that one without any gain costs a few readouts; and
+ * whatever trials cost in all stays below half a token and a fiftieth of the text, so guesses that are never right cost no more. */
+void ouro_keep_pace(const ouro_engine *e, ouro_request *r, int steps)
 {
     const int short_trial = 3, trial = 6, rest = 24, longest_rest = 192;
     ouro_pace *p = &r->pace;
     if (r->params.speculate != OURO_SPECULATE_AUTO) return;
+    int reads = r->params.weighted_exit || (r->exit_needs & OURO_NEED_READOUT) ? steps : 1;
+    double plain = steps + reads * ouro_cost_readout(&e->cost, e->ws->model), spare = 0.5 * plain + 0.02 * p->all;
     p->tokens++;
-    double plain = (double)p->tokens * (r->depth + ouro_cost_readout(&e->cost, e->ws->model));
+    p->plain += plain;
+    p->all += plain;
+    double lost = p->lost + p->cost - p->plain;
     if (!p->on) {
-        if (p->tokens >= p->rest) *p = (ouro_pace){.on = true, .rest = p->rest};
-    } else if (p->tokens == short_trial ? p->cost >= plain : p->tokens >= trial && p->cost >= 0.99 * plain) {
-        *p = (ouro_pace){.rest = p->rest == 0 ? rest : p->rest < longest_rest ? 2 * p->rest : longest_rest};
+        if (p->tokens >= p->rest && p->lost < spare) *p = (ouro_pace){.on = true, .rest = p->rest, .lost = p->lost, .all = p->all};
+    } else if (lost > spare || (p->tokens == short_trial ? p->cost >= p->plain : p->tokens >= trial && p->cost >= 0.99 * p->plain)) {
+        int next = p->rest == 0 ? rest : p->rest < longest_rest ? 2 * p->rest : longest_rest;
+        *p = (ouro_pace){.rest = next, .lost = lost, .all = p->all};
     } else if (p->tokens >= trial) {
-        p->tokens /= 2, p->cost /= 2, p->rest = 0;
+        p->lost = p->lost < 0.0 ? p->lost : 0.0;             /* it gains: what trials have cost is paid back */
+        p->tokens /= 2, p->cost /= 2, p->plain /= 2, p->rest = 0;
     }
 }
 
