@@ -1,12 +1,12 @@
-"""Probes over the (step, layer) grid with any scikit-learn estimator (the probe extra), and the paper's faithfulness protocol."""
+"""Probes over the (step, layer) grid with any scikit-learn estimator."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone, is_classifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import check_scoring
@@ -19,12 +19,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ouro.labelled import LabelledArray, LabelledSet
-from ouro.measures.source import captured
-from ouro.measures.step_agreement import agreement_matrices
-from ouro.model import Batch, Model
-
-__all__ = ["StepLayerProbe", "control_labels", "faithfulness", "faithfulness_of", "probe_data"]
+from ouro.labelled import LabelledArray
+from ouro.probes.place import Fold, score_row
+from ouro.probes.samples import control_labels
 
 
 def _default_estimator() -> Any:
@@ -38,123 +35,6 @@ def _has(method: str) -> Any:
         return True
 
     return available_if(check)
-
-
-def control_labels(y: ArrayLike, types: ArrayLike | None = None, *, seed: int | None = 0) -> NDArray[Any]:
-    """Labels of the control task: every type (such as a token id) gets one random label, drawn as often as y has it.
-
-    Without types every sample is a type of its own. Only memory can solve this task, so what a probe scores on it is what it
-    scores without the representation's help.
-
-    Source
-    ------
-    Hewitt and Liang, "Designing and interpreting probes with control tasks", arXiv 1909.03368, section 2.
-
-    >>> from ouro.probes import control_labels
-    >>> labels = control_labels([0, 1, 0, 1], ["a", "b", "a", "c"])
-    >>> bool(labels[0] == labels[2])
-    True
-    """
-    y = np.asarray(y)
-    rng = np.random.default_rng(seed)
-    if types is None:
-        return np.asarray(rng.permutation(y))
-    _, of = np.unique(np.asarray(types), return_inverse=True)
-    return np.asarray(rng.choice(y, of.max() + 1)[of.reshape(-1)])
-
-
-Samples = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
-
-
-def probe_data(cache: Any, point: str = "resid_post", *, pos: int | None = None) -> Samples:
-    """Samples for a probe out of a cache.
-
-    Parameters
-    ----------
-    cache
-        With `point`, captured at all positions or at some (`pos` of `run_with_cache`).
-    pos
-        Take the last captured position of each sequence (-1), another one, or all (None).
-
-    Returns
-    -------
-    X : array [sample, step, layer, d]
-    prompts : int array [sample]
-        The sequence each sample is from: the `groups` of `fit`.
-    tokens : int array [sample]
-        Its token id: `types` of the control task.
-    """
-    a = cache.stack(point)  # [step, layer, batch, pos, d]
-    prompts, places = np.nonzero(cache.positions >= 0)
-    if pos is not None:
-        counts = (cache.positions >= 0).sum(1)
-        if not ((-counts <= pos) & (pos < counts)).all():
-            raise IndexError(f"pos is {pos}, the shortest sequence has {counts.min()} captured positions")
-        prompts, places = np.arange(len(counts)), np.where(pos < 0, counts + pos, pos)
-    tokens = np.array([cache.token_ids[b][cache.positions[b, i]] for b, i in zip(prompts, places, strict=True)], np.int64)
-    return np.moveaxis(a[:, :, prompts, places], 2, 0), prompts.astype(np.int64), tokens
-
-
-class _Fold(NamedTuple):
-    """Samples of one split; `inner` are splits of `train`, by which a setting of the path is chosen."""
-
-    train: NDArray[np.intp]
-    test: NDArray[np.intp]
-    inner: list[tuple[NDArray[np.intp], NDArray[np.intp]]]
-
-
-class _Cell(NamedTuple):
-    """One place of the grid."""
-
-    fitted: Any
-    """On all samples."""
-    scores: NDArray[np.float64]
-    controls: NDArray[np.float64]
-    path_scores: NDArray[np.float64]
-    """[fold, setting], from the inner splits."""
-    chosen: NDArray[np.int64]
-    """Setting by fold."""
-
-
-def _scored(estimator: Any, x: NDArray[Any], y: NDArray[Any], train: NDArray[Any], test: NDArray[Any], scoring: Any) -> float:
-    fitted = clone(estimator).fit(x[train], y[train])
-    return float(check_scoring(fitted, scoring)(fitted, x[test], y[test]))
-
-
-def _best(path_scores: NDArray[np.float64]) -> int:
-    return int(np.nan_to_num(path_scores, nan=-np.inf).argmax())
-
-
-def _cell(
-    estimator: Any, x: NDArray[Any], y: NDArray[Any], folds: Sequence[_Fold], settings: Sequence[Mapping[str, Any]], scoring: Any,
-    control: NDArray[Any] | None,
-) -> _Cell:  # fmt: skip
-    n = max(len(folds), 1)
-    each = [clone(estimator).set_params(**setting) for setting in settings]
-    scores, controls, path_scores, chosen = np.full(n, np.nan), np.full(n, np.nan), np.full((n, len(each)), np.nan), np.zeros(n, np.int64)
-    for j, (train, test, inner) in enumerate(folds):
-        if inner:
-            path_scores[j] = [np.mean([_scored(e, x, y, *split, scoring) for split in inner]) for e in each]
-            chosen[j] = _best(path_scores[j])
-        scores[j] = _scored(each[chosen[j]], x, y, train, test, scoring)
-        if control is not None and len(np.unique(control[train])) > 1:
-            controls[j] = _scored(each[chosen[j]], x, control, train, test, scoring)
-    return _Cell(clone(each[_best(path_scores.mean(0))]).fit(x, y), scores, controls, path_scores, chosen)
-
-
-def _row(patience: int | None, cells: Sequence[Any], *arguments: Any) -> list[Any]:
-    """The layers of one step in order; with patience, ends when that many in a row have not beaten the best."""
-    out: list[Any] = []
-    best, since = -np.inf, 0
-    for x in cells:
-        if patience is not None and since >= patience:
-            out.append(None)
-            continue
-        found = _cell(arguments[0], x, *arguments[1:])
-        out.append(found)
-        score = float(found.scores.mean())
-        best, since = (score, 0) if score > best else (best, since + 1)
-    return out
 
 
 class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -287,10 +167,10 @@ class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         folds = [(train, test) for train, test in split.split(y, y, groups) if len(test)]
         return [f for f in folds if not classes or len(np.unique(y[f[0]])) > 1]
 
-    def _nested(self, y: NDArray[Any], groups: Any, train: NDArray[np.intp], test: NDArray[np.intp], *, deep: bool) -> _Fold:
+    def _nested(self, y: NDArray[Any], groups: Any, train: NDArray[np.intp], test: NDArray[np.intp], *, deep: bool) -> Fold:
         """A split with the splits of its training part, where they are wanted."""
         inner = self._folds(y[train], None if groups is None else np.asarray(groups)[train]) if deep else []
-        return _Fold(train, test, [(train[a], train[b]) for a, b in inner])
+        return Fold(train, test, [(train[a], train[b]) for a, b in inner])
 
     def _settings(self) -> tuple[str, list[Any]]:
         if self.path is None:
@@ -337,7 +217,7 @@ class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
             from tqdm.auto import tqdm
 
             bar = tqdm(jobs, desc="probes", unit="steps" if self.patience is not None else "places")
-        done = Parallel(n_jobs=self.n_jobs)(delayed(_row)(self.patience, cells, estimator, *rest) for cells in bar)
+        done = Parallel(n_jobs=self.n_jobs)(delayed(score_row)(self.patience, cells, estimator, *rest) for cells in bar)
         self._collect([cell for row in done for cell in row], name, values, len(folds))
         return self
 
@@ -411,112 +291,3 @@ class StepLayerProbe(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
                 if fitted is not None:
                     out[t, layer] = check_scoring(fitted, self.scoring)(fitted, grid[:, t, layer], y)
         return float(out[0, 0]) if plain else LabelledArray(out, ("step", "layer"), name="score", plotter="plot_layers_by_step")
-
-
-# -- the paper's protocol ----------------------------------------------------------------------------------------------
-
-
-def faithfulness_of(X: ArrayLike, answers: ArrayLike, *, groups: Any = None, **probe: Any) -> LabelledSet:
-    """`faithfulness` of states and answers from elsewhere.
-
-    Parameters
-    ----------
-    X : array [batch, step, layer, d]
-        Where the answer is about to be said.
-    answers : int array [batch, step]
-        Which answer each step gives.
-    groups
-        As in `StepLayerProbe.fit`.
-    **probe
-        Arguments of `StepLayerProbe`.
-    """
-    x, a = np.asarray(X), np.asarray(answers)
-    if x.ndim != 4 or a.shape != x.shape[:2]:
-        raise ValueError(f"X has shape {x.shape} and answers {a.shape}, expected [batch, step, layer, d] and [batch, step]")
-    n_answers = int(a.max()) + 1
-    same = agreement_matrices(np.where(a.T[..., None] == np.arange(n_answers), 0.0, -50.0))["top1"].mean(-1)
-    score = np.full((x.shape[1], *x.shape[1:3]), np.nan)
-    for i in range(x.shape[1]):
-        if np.unique(a[:, i], return_counts=True)[1].min() >= 2 and len(np.unique(a[:, i])) > 1:
-            score[i] = StepLayerProbe(**probe).fit(x, a[:, i], groups=groups).scores_.mean("fold").values
-    common = np.array([np.unique(a[:, i], return_counts=True)[1].max() / len(a) for i in range(a.shape[1])])
-    return LabelledSet(
-        {
-            "answer": LabelledArray(a, ("batch", "step")),
-            "agreement": LabelledArray(same, ("step", "other_step"), attrs={"formula": "part with a_s = a_t"}, plotter="plot_step_matrix"),
-            "probe": LabelledArray(score, ("answer_step", "step", "layer"), attrs={"formula": "accuracy, cross-validated"}),
-            "majority": LabelledArray(common, ("answer_step",), attrs={"formula": "part with the most frequent answer"}),
-        },
-        title="is the answer made up before it is said?",
-        plotter="plot_faithfulness",
-    )
-
-
-def faithfulness(
-    model: Model,
-    prompts: Batch | Any,
-    answers: Sequence[int | str],
-    *,
-    groups: Any = None,
-    n_steps: int | None = None,
-    **probe: Any,
-) -> LabelledSet:
-    """Do later steps change the answer, or is it settled and readable long before?
-
-    At the last token of every prompt each step's answer is the likeliest of `answers`. Then
-
-    | array | axes | meaning |
-    |---|---|---|
-    | answer | batch, step | index into `answers` |
-    | agreement | step, other_step | part of the prompts where two steps give the same answer |
-    | probe | answer_step, step, layer | accuracy of a probe on the stream behind (step, layer) at predicting the answer of answer_step |
-    | majority | answer_step | what always giving the most frequent answer would score |
-
-    An answer that a probe reads at step s and that later steps never change was rationalised, not computed, by them; the paper
-    finds low agreement and probes that do not foresee later answers. Steps with one answer only have no probe (NaN).
-
-    Parameters
-    ----------
-    model
-    prompts
-        Texts or ids, or a cache with `resid_post` and `state` that holds their last tokens (`pos=-1`).
-    answers
-        Ids, or texts that are one token each, e.g. `[" Yes", " No"]`.
-    groups
-        Prompts of one group stay together in a split.
-    n_steps
-        Recurrent steps to run.
-    **probe
-        Arguments of `StepLayerProbe`.
-
-    Source
-    ------
-    arXiv 2510.25741, section on faithfulness (linear probes of later answers, agreement of answers between steps, on Quora
-    question pairs).
-
-    Examples
-    --------
-    >>> import ouro
-    >>> from ouro.probes import faithfulness
-    >>> model = ouro.load("ouro-tiny")
-    >>> pairs = [(a, b) for a in ("Ann", "Bob", "Cid", "Dora") for b in ("Leo", "Zoe", "Uma")]
-    >>> prompts = [f"{a} is the boss of {b}. Who is the boss of {b}?" for a, b in pairs]
-    >>> found = faithfulness(model, prompts, model.to_tokens("Ann Bob")[:2], cv=2)
-    >>> found["agreement"].shape, found["probe"].dims
-    ((4, 4), ('answer_step', 'step', 'layer'))
-    """
-    from ouro.measures.rank import single_token
-
-    if len(answers) < 2:
-        raise ValueError(f"{len(answers)} answers: expected two or more to choose from")
-    ids = [single_token(model, a) for a in answers]
-    if isinstance(prompts, (str, Sequence, np.ndarray)):
-        cache = model.run_with_cache(prompts, ["resid_post", "state"], pos=-1, n_steps=n_steps, logits="none")[1]
-    else:
-        cache = captured(model, prompts, ["resid_post", "state"], n_steps=n_steps)
-    X, _, _ = probe_data(cache, pos=-1)
-    counts = (cache.positions >= 0).sum(1) - 1
-    states = cache["state"][:, np.arange(len(counts)), counts]  # [step, batch, d]
-    logits = model._core.readout(np.ascontiguousarray(states.reshape(-1, states.shape[-1])), True)[0]
-    said = logits.reshape(*states.shape[:2], -1)[..., ids].argmax(-1).T
-    return faithfulness_of(X, said, groups=groups, **probe)
