@@ -116,10 +116,8 @@ def attention_drift(source: Model | Any, x: Batch | Any = None, *, n_steps: int 
 
     Raises
     ------
-    TypeError
-        For a model without texts, a cache with texts, or something else.
-    KeyError
-        For a cache that lacks `pattern`, naming what it has.
+    TypeError, KeyError
+        As `angular_distance`, of `pattern`.
 
     Source
     ------

@@ -58,10 +58,8 @@ def kv_similarity(source: Model | Any, x: Batch | Any = None, *, n_steps: int | 
 
     Raises
     ------
-    TypeError
-        For a model without texts, a cache with texts, or something else.
-    KeyError
-        For a cache that lacks `rot_k` or `v`, naming what it has.
+    TypeError, KeyError
+        As `angular_distance`, of `rot_k` or `v`.
 
     Source
     ------

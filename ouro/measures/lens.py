@@ -155,10 +155,8 @@ def logit_lens(
 
     Raises
     ------
-    TypeError
-        For a model without texts, a cache with texts, or something else.
-    KeyError
-        For a cache that lacks `resid_post` or `state`, naming what it has.
+    TypeError, KeyError
+        As `angular_distance`, of `resid_post` or `state`.
     ValueError
         For a token that is several or does not exist, or a lens fitted on other steps or layers, or not fitted.
 
