@@ -23,19 +23,6 @@ double ouro_cost_lanes(const ouro_cost *c, int lanes, int without)
     return with > 0.0 && base > 0.0 ? with / base : 1.0;
 }
 
-bool ouro_cost_allows(ouro_cost *c, int lanes, int without, double right)
-{
-    int n = bin(lanes), base = without < 1 ? 1 : without;
-    double with = ouro_cost_lanes(c, lanes, base), gain = right * (lanes - base) / base;
-    for (int more = n + 1; more <= OURO_COST_LANES; more++) {        /* more lanes never cost less: what was disturbed shows */
-        double other = ouro_cost_lanes(c, more, base);
-        if (c->pass[more] > 0.0 && other < with) with = other;
-    }
-    if (with <= 1.0 + gain) return true;
-    c->pass[n] *= 0.998;
-    return false;
-}
-
 double ouro_cost_readout(const ouro_cost *c, const ouro_model *m)
 {
     if (c->pass[1] > 0.0 && c->readout > 0.0) return c->readout / c->pass[1];

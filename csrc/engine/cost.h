@@ -5,8 +5,6 @@
 #ifndef OURO_ENGINE_COST_H
 #define OURO_ENGINE_COST_H
 
-#include <stdbool.h>
-
 #include "model/model.h"
 
 #define OURO_COST_LANES 16           /* passes of more lanes count as this many */
@@ -20,9 +18,6 @@ void ouro_cost_saw_pass(ouro_cost *c, int lanes, double seconds);
 void ouro_cost_saw_readout(ouro_cost *c, double seconds);
 /* A pass of `lanes` over one of `without`; 1 as long as one of the two was not seen. */
 double ouro_cost_lanes(const ouro_cost *c, int lanes, int without);
-/* Whether a pass of `lanes`, of which `without` are no guesses, is worth its time when a guess is right with probability `right`: a
- * pass of k lanes that are needed moves k tokens one step. True where nothing was seen; a number that says no fades, to be seen again. */
-bool ouro_cost_allows(ouro_cost *c, int lanes, int without, double right);
 /* A readout over a pass of one lane; the bytes of both until they were seen. */
 double ouro_cost_readout(const ouro_cost *c, const ouro_model *m);
 

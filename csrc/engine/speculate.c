@@ -115,17 +115,9 @@ static int32_t guess_behind(ouro_request *r, const ouro_node *n)
     return ouro_lookup(ouro_node_history(r, n), n->pos + 1);
 }
 
-/* Auto: whether one more guess is worth what a lane costs here. How often guesses of the request are right: half, until it is known. */
-static bool pays(ouro_engine *e, const ouro_request *r, int lanes, int guesses)
-{
-    if (r->params.speculate != OURO_SPECULATE_AUTO) return true;
-    double right = (4.0 + (double)r->stats.kept) / (8.0 + (double)(r->stats.kept + r->stats.dropped));
-    return ouro_cost_allows(&e->cost, lanes + 1, lanes - guesses, right);
-}
-
 /* New guesses behind the nodes of a request, oldest first, while lanes are free. A guess that has been superseded runs on,
  * because it may have been right, but nothing new follows it. */
-static void spawn(ouro_engine *e, ouro_request *r, int *lanes, int *guesses)
+static void spawn(ouro_engine *e, ouro_request *r, int *lanes)
 {
     int limit = r->n_prompt + r->params.max_new_tokens - 2, most = most_lanes(r);    /* limit: the last position that is ever run */
     for (ouro_node *n = r->nodes; n && *lanes < most; n = n->next) {
@@ -133,20 +125,18 @@ static void spawn(ouro_engine *e, ouro_request *r, int *lanes, int *guesses)
         bool looks_up = n->step == 0 && !n->decided;
         int32_t token = guess_behind(r, n);
         if (token < 0 || ouro_node_child(r, n, token) || ouro_node_children(r, n) >= MOST_GUESSES) continue;
-        if (!pays(e, r, *lanes, *guesses)) return;
         ouro_node *child;
         if (ouro_node_new(r, e->ws->model, n->pos + 1, token, n, true, &child) != OURO_OK) return;
         child->looked_up = looks_up;
         r->stats.guesses++;
         r->stats.lookups += looks_up;
-        (*lanes)++, (*guesses)++;
+        (*lanes)++;
     }
 }
 
 void ouro_spawn(ouro_engine *e)
 {
-    int lanes = decoding_lanes(e), guesses = 0;
-    for (const ouro_request *r = e->requests; r; r = r->next) guesses += r->running ? ouro_request_guesses(r) : 0;
+    int lanes = decoding_lanes(e);
     for (ouro_request *r = e->requests; r; r = r->next)
-        if (r->running && ouro_guessing(r)) spawn(e, r, &lanes, &guesses);
+        if (r->running && ouro_guessing(r)) spawn(e, r, &lanes);
 }
