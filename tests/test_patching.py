@@ -193,7 +193,8 @@ def test_patterns_are_patched_by_whole_runs(tiny, tmp_path):
     places = {"steps": [0, 3], "layers": [0, 2], "progress": False, "save_to": tmp_path / "p.npz"}
     found = patching.get_act_patch_attn_head_pattern_all_pos(tiny, corrupted, cache, 5, heads=[1, 3], **places)
     rows = patching.get_act_patch_attn_head_pattern_by_pos(tiny, corrupted, cache, 5, steps=[3], layers=[2], heads=[3], progress=False)
-    assert found.dims == ("step", "layer", "head") and found.shape == (2, 2, 2) and rows.shape == (1, 1, 9, 1)
+    assert found.dims == ("step", "layer", "head") and found.shape == (2, 2, 2)
+    assert rows.dims == ("step", "layer", "head", "dest_pos") and rows.shape == (1, 1, 1, 9)
     edit = ouro.edits.Swap("pattern", cache, steps=[3], layers=[2], heads=[3])
     z = tiny.trace(corrupted, edits=[edit], logits="last").logits[-1, 0, -1].astype(np.float64)
     assert found.sel(step=3, layer=2, head=3).values == pytest.approx(z[5] - np.log(np.exp(z - z.max()).sum()) - z.max(), abs=1e-9)
@@ -202,6 +203,39 @@ def test_patterns_are_patched_by_whole_runs(tiny, tmp_path):
     np.testing.assert_array_equal(again.values, found.values)
     with pytest.raises(ValueError, match=r"expected \(1, 8\)"):
         patching.get_act_patch_attn_head_pattern_all_pos(tiny, corrupted[:8], cache, 5)
+
+
+def test_one_cell_of_a_pattern_against_the_naive_loop(tiny):
+    """A hook that changes the cell in a whole run: the same bits; cells ahead of the position change nothing."""
+    clean, corrupted = pair("trained", 6)
+    _, cache = tiny.run_with_cache(clean, "pattern")
+    place = {"steps": [1, -1], "layers": [2], "heads": [3], "progress": False}
+    found = patching.get_act_patch_attn_head_pattern_dest_src_pos(tiny, corrupted, cache, lambda z: z[0, -1, 5], **place)
+    assert found.dims == ("step", "layer", "head", "dest_pos", "src_pos") and found.shape == (2, 1, 1, 6, 6)
+    for step, dest, src in itertools.product((1, 3), range(6), range(6)):
+
+        def cell(x, hook, step=step, dest=dest, src=src):
+            if hook.step == step and src <= dest:
+                x[:, 3, dest, src] = cache["pattern", 2, step][:, 3, dest, src]
+
+        z = tiny.run_with_hooks(corrupted, [("blocks.2.attn.hook_pattern", cell)])[0, -1, 5]
+        assert found.sel(step=step, layer=2, head=3, dest_pos=dest, src_pos=src).values.item() == z
+    some = patching.pattern_sweep(tiny, corrupted, cache, 5, axes=("step", "layer", "dest_pos", "src_pos"), steps=[1], layers=[2],
+                                  positions=[-1], sources=[0], progress=False)  # fmt: skip
+    assert some.shape == (1, 1, 1, 1) and some.values.item() != some.attrs["corrupted"]
+
+
+def test_patterns_are_the_fifth_point_of_every(tiny):
+    clean, corrupted = pair("trained", 6)
+    _, cache = tiny.run_with_cache(clean)
+    place = {"steps": [1], "layers": [2], "progress": False}
+    points = ["z", "q", "k", "v", "pattern"]
+    for name, rows in (("all_pos", "all_pos"), ("by_pos", "by_pos")):
+        every = getattr(patching, f"get_act_patch_attn_head_{name}_every")(tiny, corrupted, cache, 5, **place)
+        one = getattr(patching, f"get_act_patch_attn_head_pattern_{rows}")(tiny, corrupted, cache, 5, **place)
+        values = one.values if name == "all_pos" else one.values.swapaxes(2, 3)
+        assert every.coords["point"].tolist() == points == every.attrs["point"]
+        np.testing.assert_array_equal(every.sel(point="pattern").values, values)
 
 
 def test_a_sweep_goes_on_where_it_was(tiny, tmp_path):
@@ -279,6 +313,27 @@ def test_wrong_arguments(tiny):
         sweep(tiny, clean, corrupted, lambda z: z, progress=False)
     with pytest.raises(ValueError, match="expected one; a leading space"):
         sweep(tiny, clean, corrupted, "two words here", progress=False)
+    with pytest.raises(ValueError, match="a pair of tokens"):
+        sweep(tiny, clean, corrupted, (1, 2, 3))
+    with pytest.raises(ValueError, match="points is empty"):
+        sweep(tiny, clean, corrupted, 5, points=[])
+    with pytest.raises(TypeError, match="pos is 3, expected a list"):
+        sweep(tiny, clean, corrupted, 5, positions=3)
+    _, part = tiny.run_with_cache(clean, [("resid_pre", 1), ("resid_pre", 2), ("pattern", 0)])
+    with pytest.raises(ValueError, match=r"of layers \[1, 2\], expected all 4"):
+        sweep(tiny, part, corrupted, 5)
+    with pytest.raises(ValueError, match=r"returned shape \(1, 1, 896\) .* expected one number"):
+        patching.get_act_patch_resid_pre(tiny, corrupted, tiny.run_with_cache(clean, "resid_pre")[1], lambda z: z)
+    with pytest.raises(ValueError, match="expected some of"):
+        patching.pattern_sweep(tiny, corrupted, part, 5, axes=("step", "source"))
+    with pytest.raises(ValueError, match="needs step, layer and dest_pos"):
+        patching.pattern_sweep(tiny, corrupted, part, 5, axes=("layer", "src_pos"))
+    with pytest.raises(TypeError, match="clean_cache is a dict"):
+        patching.pattern_sweep(tiny, corrupted, {}, 5)
+    with pytest.raises(IndexError, match="position of the subject 99"):
+        patching.causal_trace(tiny, clean, 5, subject=[99])
+    with pytest.raises(TypeError, match="a receiver is Receiver"):
+        patching.path_patching(tiny, clean, corrupted, 5, receivers=[("q", 1, 1)])
     forks = ForkSet(tiny, corrupted)
     source = source_of(tiny, clean, "resid_pre")
     with pytest.raises(ValueError, match=r"fork 0: steps 0\.\.9"):

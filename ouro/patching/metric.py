@@ -41,6 +41,8 @@ def measure_of(model: Model, metric: Metric) -> Callable[[Floats], NDArray[np.fl
         answer = token_id(model, metric)
         return lambda z: log_softmax(z[:, -1])[:, answer]
     if isinstance(metric, tuple):
+        if len(metric) != 2:
+            raise ValueError(f"metric is {metric!r}, expected a function, a token, or a pair of tokens (answer, other)")
         answer, other = (token_id(model, t) for t in metric)
         return lambda z: z[:, -1, answer].astype(np.float64) - z[:, -1, other]
     if not callable(metric):

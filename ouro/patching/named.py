@@ -8,6 +8,7 @@ LabelledArray and pass further arguments on to `sweep`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,11 @@ def one_by_one(metric: Metric) -> Metric:
     given: Callable[[Any], Any] = metric
 
     def each(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        return np.array([float(given(z[None])) for z in logits])
+        values = [np.asarray(given(z[None])) for z in logits]
+        for v in values:
+            if v.size != 1:
+                raise ValueError(f"the metric returned shape {v.shape} for logits of {(1, *logits.shape[1:])}, expected one number")
+        return np.array([float(v.item()) for v in values])
 
     each.__qualname__ = getattr(metric, "__qualname__", str(metric))
     return each
@@ -74,7 +79,8 @@ get_act_patch_attn_head_q_by_pos = _named("q", _BY_BOTH, "one head's query at on
 get_act_patch_attn_head_k_by_pos = _named("k", _BY_BOTH, "one head's key at one position")
 get_act_patch_attn_head_v_by_pos = _named("v", _BY_BOTH, "one head's value at one position")
 get_act_patch_attn_head_pattern_all_pos = _patterns(_BY_HEAD, "one head's attention pattern")
-get_act_patch_attn_head_pattern_by_pos = _patterns(_BY_BOTH, "one head's attention pattern at one attending position")
+get_act_patch_attn_head_pattern_by_pos = _patterns((*_BY_HEAD, "dest_pos"), "one head's attention pattern at one attending position")
+get_act_patch_attn_head_pattern_dest_src_pos = _patterns((*_BY_HEAD, "dest_pos", "src_pos"), "one cell of one head's attention pattern")
 
 
 def get_act_patch_block_every(
@@ -92,13 +98,23 @@ def _every(axes: tuple[str, ...], what: str) -> Patch:
         c = model.config
         if c.n_heads != c.n_key_value_heads:
             raise ValueError(f"keys and values have {c.n_key_value_heads} heads, queries {c.n_heads}: sweep them apart")
-        points = ("z", "q", "k", "v")
-        return sweep(model, clean_cache, corrupted_tokens, one_by_one(patching_metric), points=points, axes=axes, **arguments)
+        points, metric = ("z", "q", "k", "v"), one_by_one(patching_metric)
+        found = sweep(model, clean_cache, corrupted_tokens, metric, points=points, axes=axes, **arguments)
+        if "pattern" not in clean_cache:
+            return found
+        if arguments.get("save_to") is not None:
+            arguments["save_to"] = Path(arguments["save_to"]).with_suffix(".pattern.npz")
+        rest = {k: v for k, v in arguments.items() if k not in ("max_lanes", "max_bytes")}  # which never change a result
+        whole = pattern_sweep(model, corrupted_tokens, clean_cache, metric, axes=axes, **rest)
+        values, coords = np.concatenate([found.values, whole.values[None]]), {**found._coords, "point": [*points, "pattern"]}
+        attrs = {**found.attrs, "point": [*points, "pattern"], "variants": found.attrs["variants"] + whole.attrs["variants"],
+                 "forwards": found.attrs["forwards"] + whole.attrs["variants"]}  # fmt: skip
+        return LabelledArray(values, found.dims, coords, name=found.name, attrs=attrs, plotter="plot_patching")
 
     patch.__doc__ = f"""Each head's output, queries, keys and values {what}: [point, {", ".join(axes)}].
 
-    Patterns, which TransformerLens adds, need whole runs: `get_act_patch_attn_head_pattern_{"by" if "pos" in axes else "all"}_pos`. With
-    grouped heads keys and values have fewer heads than queries: then sweep them apart."""
+    Where the clean cache holds `pattern`, patterns are the fifth point, as in TransformerLens (by position: of the attending one); each
+    of their values takes a whole run. With grouped heads keys and values have fewer heads than queries: then sweep them apart."""
     return patch
 
 

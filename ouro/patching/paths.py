@@ -126,6 +126,8 @@ def path_patching(
 
 
 def _checked(r: Receiver, model: Model, n_steps: int) -> Receiver:
+    if not isinstance(r, Receiver):
+        raise TypeError(f"a receiver is Receiver(point, step, layer, heads), got {r!r}")
     p = point(r.point)
     if p.of != "layer" or p.square or p.core >= point("attn_scores").core:
         raise ValueError(f"{r.point!r} is no input of a layer; receivers are q, k, v, rot_q, rot_k, resid_pre, ln1_normalized")

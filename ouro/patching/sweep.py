@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,9 @@ def _source(model: Model, clean: Tokens | ActivationCache, point: str, n: int, n
     if not isinstance(clean, ActivationCache):
         _, clean = model.run_with_cache(clean, names_filter=point, n_steps=n_steps, logits="none")
     rows = np.asarray(clean.stack(point), np.float32)
+    if rows.shape[1] != model.config.n_layers:
+        raise ValueError(f"the clean run has {point!r} of layers {clean.layers(point)}, expected all {model.config.n_layers}: "
+                         "capture it without a layer, and name layers= here")  # fmt: skip
     if rows.shape[2] != 1 or rows.shape[3] != n or rows.shape[0] < n_steps:
         raise ValueError(f"the clean run has {point!r} of shape {rows.shape} [step, layer, batch, pos, ...], expected {n_steps} steps, "
                          f"a batch of 1 and {n} positions: both runs must have the same length")  # fmt: skip
@@ -39,6 +42,8 @@ def _source(model: Model, clean: Tokens | ActivationCache, point: str, n: int, n
 
 def places_of(axis: str, size: int, chosen: Sequence[int] | None) -> list[int]:
     """Indices of an axis, counted from its beginning; all unless chosen."""
+    if chosen is not None and not isinstance(chosen, Iterable):
+        raise TypeError(f"{axis} is {chosen!r}, expected a list such as [{chosen!r}]")
     places = list(range(size)) if chosen is None else [int(i) for i in chosen]
     for i in places:
         if not -size <= i < size:
@@ -141,6 +146,8 @@ def sweep(
     unknown = set(axes) - set(AXES)
     if unknown or len(set(axes)) != len(axes):
         raise ValueError(f"axes are {tuple(axes)}, expected some of {AXES}, each once")
+    if not names:
+        raise ValueError("points is empty, expected short names of points of a layer such as 'resid_pre'")
     if window < 1:
         raise ValueError(f"window is {window}, expected 1 or more")
     tokens, measure = model._one(corrupted), measure_of(model, metric)

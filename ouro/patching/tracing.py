@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ouro.labelled import LabelledArray, LabelledSet
 from ouro.patching.metric import log_softmax, token_id
-from ouro.patching.sweep import sweep
+from ouro.patching.sweep import places_of, sweep
 
 if TYPE_CHECKING:
     from ouro.model import Model, Tokens
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def subject_positions(model: Model, tokens: list[int], subject: str | Sequence[int]) -> list[int]:
     """Positions of a subject: given ones, or those of the last place where its text stands."""
     if not isinstance(subject, str):
-        return [int(i) % len(tokens) for i in subject]
+        return places_of("position of the subject", len(tokens), subject)
     strings = model.to_str_tokens(tokens)
     ends = np.cumsum([len(s) for s in strings])
     begin = "".join(strings).rfind(subject)
