@@ -100,6 +100,8 @@ class ActivationCache(Mapping[Any, NDArray[np.float32]]):
         """A key as a point, its places that were kept, and which leading axes the result has."""
         names = names_of(self.config, self.n_steps)
         if isinstance(key, tuple):
+            if not 1 <= len(key) <= 3:
+                raise KeyError(f"{key!r} has {len(key)} parts, expected (short name, layer, step); cache.sel takes other axes")
             p = point(str(key[0]))
             got = [at for _, at in names._tuple(key)]
             axes = "sl"[: 3 - len(key)] if p.of == "layer" else "s"
@@ -185,6 +187,7 @@ class ActivationCache(Mapping[Any, NDArray[np.float32]]):
         for dim in chosen:
             if dim not in dims:
                 raise IndexError(f"{p.short} has no axis {dim!r}; it has {', '.join(dims)}")
+            _within(dim, chosen[dim], a.shape[dims.index(dim)])
         for axis, dim in reversed(list(enumerate(dims))):
             if dim in chosen:
                 index = chosen[dim]
@@ -389,6 +392,13 @@ def _span(indices: list[int]) -> Any:
     if indices == list(range(indices[0], indices[0] + len(indices))):
         return slice(indices[0], indices[0] + len(indices))
     return indices
+
+
+def _within(name: str, wanted: Any, size: int) -> None:
+    """Refuse numbers that an axis does not have."""
+    for i in () if isinstance(wanted, slice) else np.atleast_1d(wanted):
+        if isinstance(i, (int, np.integer)) and not -size <= i < size:
+            raise IndexError(f"{name} is {i}, expected {-size} to {size - 1}")
 
 
 def _labels(name: str, wanted: Any, labels: list[int], size: int) -> Any:

@@ -34,6 +34,8 @@ def positions_of(pos: Positions, length: int) -> list[int]:
         return list(range(length))
     if isinstance(pos, slice):
         return list(range(length))[pos]
+    if isinstance(pos, str) or not isinstance(pos, (int, np.integer, Iterable)):
+        raise TypeError(f"pos is {pos!r}, expected an int, a slice or a list of ints")
     wanted = [pos] if isinstance(pos, (int, np.integer)) else list(pos)
     for i in wanted:
         if not isinstance(i, (int, np.integer)) or isinstance(i, bool):

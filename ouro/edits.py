@@ -81,6 +81,12 @@ class Edit:
     heads: Sequence[int] | None = None
     pos: Positions = None
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "layers", "heads"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
+                raise TypeError(f"{name} of {type(self).__name__} is {value!r}, expected a list such as [0, -1]")
+
     def _where(self) -> Filter:
         raise NotImplementedError
 
@@ -205,6 +211,11 @@ class Noise(Edit):
     std: float
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.std < float("inf"):
+            raise ValueError(f"std of noise is {self.std}, expected a finite number, 0 or more")
+
     def _where(self) -> Filter:
         return self.where
 
@@ -225,6 +236,11 @@ class ZeroHead(Edit):
         return SCALE, None, 0.0, 0
 
 
+def _need_cache(edit: Swap | MeanAblate) -> None:
+    if not isinstance(edit.cache, ActivationCache):
+        raise TypeError(f"{type(edit).__name__} takes from the ActivationCache of a run, got a {type(edit.cache).__name__}")
+
+
 def _from_cache(cache: ActivationCache, p: Point, steps: tuple[int, ...], layers: tuple[int, ...]) -> NDArray[np.float32]:
     """Rows of a cache as [step, layer, batch, pos, head, columns]."""
     if p.of == "run":
@@ -243,6 +259,10 @@ class Swap(Edit):
 
     where: Filter
     cache: ActivationCache
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _need_cache(self)
 
     def _where(self) -> Filter:
         return self.where
@@ -269,6 +289,10 @@ class MeanAblate(Edit):
     where: Filter
     cache: ActivationCache
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _need_cache(self)
+
     def _where(self) -> Filter:
         return self.where
 
@@ -281,6 +305,16 @@ class MeanAblate(Edit):
             rows = _from_cache(self.cache, p, steps, layers)
             mean = np.asarray(np.nanmean(rows, axis=(2, 3), keepdims=True, dtype=np.float64), np.float32)
             self._set(plan, p, steps, layers, positions, mean, target)
+
+
+def checked(edits: Sequence[Edit]) -> list[Edit]:
+    """A list of edits; anything else is refused."""
+    if isinstance(edits, (Edit, str)) or not isinstance(edits, Iterable):
+        raise TypeError(f"edits are a list of what the classes of ouro.edits make, got {edits!r}")
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise TypeError(f"an edit is made by a class of ouro.edits, got {edit!r}")
+    return list(edits)
 
 
 # -- Python hooks ------------------------------------------------------------------------------------------------------
@@ -329,9 +363,10 @@ def _bridge(p: Point, fn: HookFunction) -> Callable[[NDArray[np.float32], int, i
 
 def add_hooks(plan: _core.Plan, names: HookNames, fwd_hooks: FwdHooks) -> None:
     """Compile Python hooks into a plan."""
-    for where, fn in fwd_hooks:
-        if not callable(fn):
-            raise TypeError(f"a hook is (filter, function), got {fn!r}")
+    for hook in fwd_hooks:
+        if not isinstance(hook, (tuple, list)) or len(hook) != 2 or not callable(hook[1]):
+            raise TypeError(f"a hook is (filter, function) and hooks are a list of them, got {hook!r}")
+        where, fn = hook
         for p, places in names.select(where).items():
             if p.core < 0:
                 if callable(where) or any(c in str(where) for c in "*?["):

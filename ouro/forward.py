@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ouro import _core
 from ouro.cache import ActivationCache
 from ouro.capture import ATTENTION_BUFFER, Block, CapturePlan, StopAt
-from ouro.edits import Edit, FwdHooks, Target, add_hooks
+from ouro.edits import Edit, FwdHooks, Target, add_hooks, checked
 from ouro.errors import ContextLengthError
 from ouro.hooks import names_of
 from ouro.loop import LoopProgram, Turn
@@ -46,6 +46,7 @@ class Forward:
     arrays: list[NDArray[Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.edits = checked(self.edits)
         if self.logits not in LOGITS:
             raise ValueError(f"logits is {self.logits!r}, expected 'last', 'all' or 'none'")
         if self.max_lanes < 1:
@@ -65,6 +66,8 @@ class Forward:
 
     def follow(self, program: LoopProgram) -> None:
         """Run a program instead of the plain loop."""
+        if not isinstance(program, LoopProgram):
+            raise TypeError(f"program is {program!r}, expected an ouro.LoopProgram")
         self.turns = program.turns(self.n_steps, self.model.config.n_layers)
         self.edits = [*program.edits(self.n_steps), *self.edits]
 
@@ -91,8 +94,6 @@ class Forward:
         plan, names = _core.Plan(self.model._core), names_of(self.model.config, self.n_steps)
         target = Target(names, self.lengths if self.prompt_length is None else [self.prompt_length], self.lengths)
         for edit in self.edits:
-            if not isinstance(edit, Edit):
-                raise TypeError(f"an edit is made by a class of ouro.edits, got {edit!r}")
             edit.add_to(plan, target)
         add_hooks(plan, names, self.hooks)
         if self.capture:

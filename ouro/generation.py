@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ouro.cache import ActivationCache
-from ouro.edits import Edit, FwdHooks, HookFunction, HookPoint
+from ouro.edits import Edit, FwdHooks, HookFunction, HookPoint, checked
 from ouro.exits import ExitRule, QExit
 from ouro.extras import did_you_mean
 from ouro.loop import Carry, LoopProgram, Turn
@@ -191,9 +191,9 @@ def settings(
     seed = int.from_bytes(os.urandom(8), "little") if a["seed"] is None else a["seed"]
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
-    for edit in a["edits"]:
-        if not isinstance(edit, Edit):
-            raise TypeError(f"an edit is made by a class of ouro.edits, got {edit!r}")
+    given = checked(a["edits"])
+    if not isinstance(a["program"], LoopProgram | None):
+        raise TypeError(f"program is {a['program']!r}, expected an ouro.LoopProgram")
     changes = [] if a["program"] is None else a["program"].edits(steps)
     if any(isinstance(edit, Carry) for edit in changes):  # its memory has one row for a position: no guesses beside it
         a["speculate"] = False
@@ -205,7 +205,7 @@ def settings(
         max_new_tokens=max_new_tokens, n_steps=steps, exit_at_step=-1 if exit_at_step is None else exit_at_step,
         exit_rule=rule or NO_EXIT, stop=strings, stop_ids=(eos,) if isinstance(eos, int) else tuple(eos), seed=seed,
         n_top=a["logprobs"] or 0, want_top=a["logprobs"] is not None, speculate={False: 0, True: 1, "auto": 2}[a["speculate"]],
-        kv_policy=KV_POLICIES.index(a["kv_policy"]), follow=tuple(int(i) for i in a["follow"] or ()), edits=(*changes, *a["edits"]),
+        kv_policy=KV_POLICIES.index(a["kv_policy"]), follow=tuple(int(i) for i in a["follow"] or ()), edits=(*changes, *given),
         **{name: a[name] for name in AS_GIVEN},
     )  # fmt: skip
 

@@ -208,6 +208,8 @@ class HookNames:
         if isinstance(item, tuple) and item and isinstance(item[0], str) and all(isinstance(i, int) for i in item[1:]):
             return self._tuple(item)
         if not isinstance(item, str):
+            if not isinstance(item, Iterable):
+                raise TypeError(f"a filter is a name, a pattern, a function of a name, or a list of these, got {item!r}")
             return [found for part in item for found in self._one(part)]
         if item in self.by_name:
             return [self.by_name[item]]
@@ -244,6 +246,8 @@ class HookNames:
         picked = self._one(names_filter if names_filter is not None else lambda name: not name.endswith("hook_result"))
         keep = None
         if steps is not None:
+            if not isinstance(steps, Iterable) or isinstance(steps, str):
+                raise TypeError(f"steps is {steps!r}, expected a list such as [0, -1]")
             keep = {self._step(t) for t in steps} | {-1}
         found: dict[Point, set[Place]] = {}
         for p, at in picked:

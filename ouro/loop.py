@@ -51,11 +51,15 @@ class Carry(Edit):
         plan.edit(SET, b.core, tuple(self.steps or ()), layers, None, back, rows, 1.0, 0)
 
 
-def _places(pos: Positions | Mapping[int, int] | Sequence[int]) -> dict[int, list[int]]:
+def _places(pos: Mapping[int, int] | Sequence[int]) -> dict[int, list[int]]:
     """Positions by number of steps."""
-    pairs = pos.items() if isinstance(pos, Mapping) else enumerate(pos) if isinstance(pos, Sequence) else ()
+    if not isinstance(pos, (Mapping, Sequence, np.ndarray)) or isinstance(pos, str):
+        raise TypeError(f"depth is {pos!r}, expected {{position: steps}} or one number of steps for each position")
+    pairs = pos.items() if isinstance(pos, Mapping) else enumerate(pos)
     by_depth: dict[int, list[int]] = {}
     for p, k in pairs:
+        if int(k) != k or int(p) != p:
+            raise TypeError(f"position {p!r} has {k!r} steps, expected whole numbers")
         by_depth.setdefault(int(k), []).append(int(p))
     return by_depth
 
@@ -103,6 +107,8 @@ class LoopProgram:
 
     def noise(self, step: int, std: float, *, seed: int = 0, pos: Positions = None) -> LoopProgram:
         """Normal noise on what a step starts from."""
+        if not 0 <= std < float("inf"):
+            raise ValueError(f"std of noise is {std}, expected a finite number, 0 or more")
         return self._with("noise", step, std, seed, pos)
 
     def steps_per_position(self, depth: Mapping[int, int] | Sequence[int]) -> LoopProgram:

@@ -202,6 +202,8 @@ class Model:
         if run < 1:
             raise ValueError(f"n_steps is {run}, expected 1 or more")
         if stop_at is not None:
+            if not isinstance(stop_at, (tuple, list)) or len(stop_at) != 2:
+                raise TypeError(f"stop_at is {stop_at!r}, expected (step, layer)")
             t, layer = stop_at
             if not (0 <= t < run and 0 <= layer < self.config.n_layers):
                 raise IndexError(f"stop_at is {stop_at}, expected (0 to {run - 1}, 0 to {self.config.n_layers - 1})")

@@ -175,6 +175,35 @@ def test_wrong_edits():
             model.trace([1, 2, 3], edits=[edit])
 
 
+def test_wrong_types_are_named():
+    model, ids, program = load("trained", "bfloat16"), [1, 2, 3], ouro.LoopProgram()
+    wrong = [
+        (lambda: Add("resid_post", 1.0, layers=1), "layers of Add is 1, expected a list"),
+        (lambda: ZeroHead(heads=1), "heads of ZeroHead is 1"),
+        (lambda: Swap("resid_post", {}), "ActivationCache of a run, got a dict"),
+        (lambda: MeanAblate("resid_post", None), "ActivationCache of a run, got a NoneType"),
+        (lambda: Noise("resid_post", float("nan")), "std of noise is nan"),
+        (lambda: program.noise(1, -0.1), "std of noise is -0.1"),
+        (lambda: program.steps_per_position(3), "depth is 3, expected"),
+        (lambda: program.steps_per_position({0: 1.5}), "expected whole numbers"),
+        (lambda: model.trace(ids, edits=Scale("z", 0.0)), "edits are a list"),
+        (lambda: model.generate(ids, edits=Scale("z", 0.0)), "edits are a list"),
+        (lambda: model.trace(ids, program="skip"), "expected an ouro.LoopProgram"),
+        (lambda: model.generate(ids, program="skip"), "expected an ouro.LoopProgram"),
+        (lambda: model.run_with_hooks(ids, ("z", print)), "hooks are a list"),
+        (lambda: model.run_with_hooks(ids, [("z",)]), "a hook is"),
+        (lambda: model.run_with_cache(ids, 3), "a filter is a name"),
+        (lambda: model.run_with_cache(ids, "z", steps=1), "steps is 1, expected a list"),
+        (lambda: model.run_with_cache(ids, "z", pos="last"), "pos is 'last'"),
+        (lambda: model.run_with_cache(ids, "z", stop_at=3), r"expected \(step, layer\)"),
+        (lambda: model.run_with_cache(ids, "z")[1]["z", 0, 0, 0], "has 4 parts"),
+        (lambda: model.run_with_cache(ids, "z")[1].sel("z", head=9), "head is 9, expected -4 to 3"),
+    ]
+    for call, message in wrong:
+        with pytest.raises((KeyError, ValueError, IndexError, TypeError), match=message):
+            call()
+
+
 # -- Python hooks ------------------------------------------------------------------------------------------------------
 
 
@@ -189,10 +218,7 @@ def test_hooks_see_what_is_captured():
 
     model.run_with_hooks(ragged, [("*", note)])
     for name, x in seen.items():
-        full, pattern_like = cache[name], "pattern" in name or "scores" in name
-        if pattern_like:
-            x = np.where(np.isnan(x), np.nan_to_num(full, nan=np.nan, neginf=-np.inf), x)
-        np.testing.assert_array_equal(x, full, err_msg=name)
+        np.testing.assert_array_equal(x, cache[name], err_msg=name)
 
 
 def test_hooks_change(oracle, ids):

@@ -1,6 +1,8 @@
 /* plan_type.c - `_core.Plan`: a plan of captures, edits and Python calls over arrays it keeps alive. */
 #include "python/common.h"
 
+#include <math.h>
+
 #include "base/cpu.h"
 #include "tap/plan.h"
 
@@ -154,11 +156,11 @@ static PyObject *plan_edit(PyObject *o, PyObject *args)
 /* ---- calls ----------------------------------------------------------------------------------------------------------- */
 
 /* How the lanes of one meeting fill an array [rows, pos, heads, cols]. */
-typedef struct grid { int rows, pos, heads, cols; } grid;
+typedef struct grid { int rows, pos, heads, cols; float ahead; } grid; /* ahead: in columns that a row does not have */
 
-static grid grid_of(const ouro_lane *lanes, int n, const ouro_rows *rows)
+static grid grid_of(const ouro_lane *lanes, int n, ouro_point point, const ouro_rows *rows)
 {
-    grid g = {.heads = rows->heads};
+    grid g = {.heads = rows->heads, .ahead = point == OURO_P_SCORES ? -INFINITY : 0.0f};
     for (int i = 0, run = 0; i < n; i++) {
         run = i && lanes[i].row == lanes[i - 1].row ? run + 1 : 1;
         g.rows += run == 1;
@@ -182,6 +184,7 @@ static void exchange(const ouro_lane *lanes, int n, const ouro_rows *rows, grid 
             float *y = array + (((size_t)row * (size_t)g.pos + (size_t)pos) * (size_t)g.heads + (size_t)h) * (size_t)g.cols;
             if (!changed) {
                 memcpy(y, x, bytes);
+                for (int c = from.cols; c < g.cols; c++) y[c] = g.ahead;
             } else if (memcmp(x, y, bytes)) {
                 memcpy(x, y, bytes);
                 changed[i] = 1;
@@ -207,7 +210,7 @@ static PyObject *positions_of(const ouro_lane *lanes, int n, grid g)
 /* fn(array [rows, pos, heads, cols], point, step, layer, positions) -> None or a replacement */
 static int call_python(PyObject *fn, const ouro_lane *lanes, int n, ouro_point point, int layer, const ouro_rows *rows, uint8_t *changed)
 {
-    grid g = grid_of(lanes, n, rows);
+    grid g = grid_of(lanes, n, point, rows);
     npy_intp shape[4] = {g.rows, g.pos, g.heads, g.cols};
     PyObject *array = ouro_new_floats(4, shape, 1), *pos = array ? positions_of(lanes, n, g) : NULL, *result = NULL;
     PyArrayObject *back = NULL;
