@@ -10,7 +10,7 @@ from paths import FIXTURES, TINY
 
 import ouro
 from ouro import cli
-from ouro.calibration import DAMPING, INPUTS, choose_scales, feedback, from_bf16, moments, quantise, to_bf16
+from ouro.calibration import DAMPING, INPUTS, choose_scales, feedback, from_bf16, moments, quantise, shrunk, to_bf16
 from ouro.checkpoint import open_checkpoint
 from ouro.quality import quality_report
 
@@ -37,7 +37,8 @@ def test_packed_is_what_was_chosen(tuned, tmp_path):
     model = load("trained", "bfloat16")
     sequences = [model.to_tokens(t) for t in ("One day Ann took a lamp.", "It was raining.")]
     made = ouro.load(TINY, compute="int4", formats={"o": "int8"}, calibrate=sequences)
-    found = moments(model, sequences, range(4))
+    tokens = sum(map(len, sequences))
+    found = {at: shrunk(h, tokens) for at, h in moments(model, sequences, range(4)).items()}
     with open_checkpoint(TINY) as c:
         for part in ("mlp.down_proj.weight", "self_attn.k_proj.weight", "mlp.up_proj.weight"):
             name = f"model.layers.2.{part}"
@@ -110,6 +111,24 @@ def test_feedback_lowers_the_error_that_counts(cols):
     nothing = quantise(w, np.zeros((cols, cols)))  # an input that never was
     assert np.isfinite(dequantised(*nothing)).all() and np.abs(dequantised(*nothing) - w).max() < 1
     assert not dequantised(*quantise(np.zeros_like(w), h)).any()
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 256, 4096])
+def test_few_tokens_do_little_harm(tokens):
+    """On inputs that calibration did not see; without shrinking, 64 and 256 tokens for 256 columns made the error 1.7 times as large."""
+    rng, cols = np.random.default_rng(tokens), 256
+    w = rng.standard_normal((64, cols)).astype(np.float32)
+    mix = np.eye(cols) + 0.3 * rng.standard_normal((cols, cols)) / np.sqrt(cols)
+    x = rng.standard_normal((tokens, cols)) @ mix
+
+    def error(h):
+        d = w - dequantised(*quantise(w, h))
+        return np.trace(d @ (mix.T @ mix) @ d.T)
+
+    raw, plain = error(x.T @ x), error(np.eye(cols))
+    h = shrunk(x.T @ x, tokens)
+    np.testing.assert_array_equal(np.diag(h), np.diag(x.T @ x))
+    assert error(h) < 1.06 * plain and error(h) < 1.01 * raw
 
 
 @pytest.mark.parametrize("cols", [1, 64, 129, 300])
