@@ -13,6 +13,7 @@ from ouro import _core, patching
 from ouro.hooks import point
 from ouro.patching import ForkSet, sweep
 from ouro.patching.forks import Fork
+from ouro.patching.metric import log_softmax
 
 pytestmark = pytest.mark.core
 SET = 2  # csrc/tap/plan.h
@@ -293,6 +294,21 @@ def test_causal_tracing(tiny, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["trace.0.npz", "trace.1.npz"]
     with pytest.raises(ValueError, match="does not stand in the prompt"):
         patching.causal_trace(tiny, prompt, " Ann", subject="Zed")
+
+
+def test_causal_tracing_against_the_naive_loop(tiny):
+    """Noised embeddings by a hook and one clean state by an edit, in a whole run for each place: the same bits."""
+    ids = pair("trained", 6)[0]
+    place = {"steps": [1], "layers": [2], "positions": [0, 3], "progress": False}
+    found = patching.causal_trace(tiny, ids, 5, subject=[0, 1], samples=1, noise=2.0, seed=3, **place)
+    _, cache = tiny.run_with_cache(ids, ["hook_embed", "resid_post"])
+    noised = cache["hook_embed"][0].copy()
+    draw = np.random.default_rng(3).normal(0, 2.0 * float(noised.std()), (2, noised.shape[1]))
+    noised[:2] += draw.astype(np.float32)
+    for pos in (0, 3):
+        back = ouro.edits.Swap("resid_post", cache, steps=[1], layers=[2], pos=[pos])
+        z = tiny.run_with_hooks(ids, [("hook_embed", lambda x, hook: noised[None])], edits=[back])[:, -1]
+        assert found["restored"].sel(step=1, layer=2, pos=pos).values.item() == np.exp(log_softmax(z))[0, 5]
 
 
 def test_wrong_arguments(tiny):
