@@ -67,7 +67,10 @@ SPECULATE: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 
 def _exit_rule(text: str) -> NamedExit:
     name, _, threshold = text.partition(":")
-    return NamedExit(float(threshold or 0), rule=name)
+    try:
+        return NamedExit(float(threshold or 0), rule=name)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME:THRESHOLD such as entropy:0.5, got {text!r}") from None
 
 
 def _sampling_arguments(p: argparse.ArgumentParser, new_tokens: int) -> None:

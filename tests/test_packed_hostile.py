@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 from conftest import load
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from paths import FIXTURES
 
@@ -131,6 +131,7 @@ WORD = st.one_of(st.integers(0, 5), st.integers(-(1 << 31), (1 << 31) - 1), st.s
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["bfloat16", "int8", "int4"]), st.dictionaries(st.integers(0, 27), WORD, min_size=1, max_size=6))
+@example("bfloat16", {12: 1})  # a context of one position is a model too
 def test_forged_headers(packed, directory, compute, words):
     """Any value in any field, with a checksum that fits: refused, or the sizes are those of the file."""
     whole = packed[compute]
@@ -148,7 +149,11 @@ def test_forged_headers(packed, directory, compute, words):
         core.finish(1, "bfloat16")
     except ValueError:  # a CheckpointError is one
         return
-    core.trace([np.zeros(2, np.int32)], 1, 0, 4)
+    n = min(2, found["n_ctx"])
+    core.trace([np.zeros(n, np.int32)], 1, 0, 4)
+    if n < 2:
+        with pytest.raises(ouro.ContextLengthError, match=f"2 tokens, the context is {n}"):
+            core.trace([np.zeros(2, np.int32)], 1, 0, 4)
 
 
 @settings(max_examples=60, deadline=None)
