@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro.cache import ActivationCache
-from ouro.capture import Block, CaptureDtype, CapturePlan, Positions
+from ouro.capture import Block, CaptureDtype, CapturePlan, Positions, position_map
 from ouro.checkpoint.header import read_header
 from ouro.config import ModelConfig
-from ouro.edits import Edit
+from ouro.edits import Edit, Target
 from ouro.errors import CheckpointError
 from ouro.files import open_regular, parse_json, read_exactly, read_json
 from ouro.forward import Forward
-from ouro.hooks import BY_SHORT, Filter
+from ouro.hooks import BY_SHORT, Filter, names_of
 
 if TYPE_CHECKING:
     from ouro.model import Model
@@ -231,12 +231,23 @@ class ShardJob:
                 [_digest(e) for e in self.edits]]  # fmt: skip
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
+    def check_positions(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Refuse positions that some shard lacks before the first is computed."""
+        lengths = [len(ids) for ids in self.sequences]
+        every = Target(names_of(self.model.config, self.n_steps), sorted(set(lengths)), sorted(set(lengths)))
+        for edit in self.edits:
+            every.positions(edit.pos)
+        for first, end in spans:
+            position_map(self.pos, lengths[first:end])
+
     def run(self, directory: Path, *, resume: bool, progress: bool) -> Shards:
         """Write the shards that are not there."""
         from tqdm.auto import tqdm
 
+        spans = self.spans()
+        self.check_positions(spans)
         directory.mkdir(parents=True, exist_ok=True)
-        shards, mark, index = Shards(directory, self.spans()), self.fingerprint(), directory / INDEX
+        shards, mark, index = Shards(directory, spans), self.fingerprint(), directory / INDEX
         if index.exists() and resume and read_json(index).get("fingerprint") != mark:
             raise ValueError(f"{directory} holds another capture (other texts, points or settings): take another directory or resume=False")
         for leftover in [*directory.glob(".*.tmp"), *([] if resume else directory.glob("shard-*.safetensors"))]:

@@ -34,21 +34,33 @@ def positions_of(pos: Positions, length: int) -> list[int]:
         return list(range(length))
     if isinstance(pos, slice):
         return list(range(length))[pos]
+    return sorted({i % length for i in numbers_of(pos) if -length <= i < length})
+
+
+def numbers_of(pos: int | Sequence[int]) -> list[int]:
+    """The numbers of a `pos` that is no slice; what is not a whole number is refused."""
     if isinstance(pos, str) or not isinstance(pos, (int, np.integer, Iterable)):
         raise TypeError(f"pos is {pos!r}, expected an int, a slice or a list of ints")
     wanted = [pos] if isinstance(pos, (int, np.integer)) else list(pos)
     for i in wanted:
         if not isinstance(i, (int, np.integer)) or isinstance(i, bool):
             raise TypeError(f"pos has {i!r}, expected an int, a slice or a list of ints")
-    return sorted({int(i) % length for i in wanted if -length <= i < length})
+    return [int(i) for i in wanted]
+
+
+def no_such_position(pos: Positions, lengths: Sequence[int]) -> IndexError:
+    """The error for positions that no sequence has."""
+    return IndexError(f"pos is {pos!r}: no sequence has such a position (lengths {list(lengths)[:8]})")
 
 
 def position_map(pos: Positions, lengths: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Where each position goes: map [batch, longest] (-1: nowhere), and the positions kept [batch, P] (-1: none)."""
+    """Where each position goes: map [batch, longest] (-1: nowhere), and the positions kept [batch, P] (-1: none). Each number of
+    `pos` must be a position of some sequence."""
     kept = [positions_of(pos, n) for n in lengths]
-    most = max(len(k) for k in kept)
-    if most == 0:
-        raise IndexError(f"pos is {pos!r}: no sequence has such a position (lengths {list(lengths)[:8]})")
+    most, longest = max(len(k) for k in kept), max(lengths)
+    beyond = [i for i in ([] if pos is None or isinstance(pos, slice) else numbers_of(pos)) if not -longest <= i < longest]
+    if most == 0 or beyond:
+        raise no_such_position(beyond[0] if beyond else pos, lengths)
     to = np.full((len(lengths), max(lengths)), -1, np.int32)
     back = np.full((len(lengths), most), -1, np.int64)
     for row, ps in enumerate(kept):

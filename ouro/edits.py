@@ -14,7 +14,7 @@ answer as everything else: the same bits in any batch, chunk, schedule, or under
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ouro import _core
 from ouro.cache import ActivationCache
-from ouro.capture import Positions, core_view, positions_of
+from ouro.capture import Positions, core_view, no_such_position, numbers_of
 from ouro.hooks import Filter, HookNames, Point, rectangles
 
 ADD, SET, SCALE, PROJECT, NOISE = 1, 2, 3, 4, 5  # csrc/tap/plan.h
@@ -39,22 +39,37 @@ class Target:
     lengths: list[int]
     room: list[int]
 
-    def positions(self, pos: Positions) -> NDArray[np.int32] | None:
-        """Map [batch, longest]: 0 where an edit applies, -1 elsewhere; None when everywhere."""
+    def positions(self, pos: Positions, *, passing: bool = False) -> NDArray[np.int32] | None:
+        """Map [batch, longest]: 0 where an edit applies, -1 elsewhere; None when everywhere.
+
+        Every sequence must have a position that is given by its number, unless `passing` says to pass over those that have not. A
+        slice ends where a sequence does, but must pick something.
+        """
         if pos is None:
             return None
         to = np.full((len(self.lengths), max(self.room)), -1, np.int32)
-        for row, (n, room) in enumerate(zip(self.lengths, self.room, strict=True)):
-            to[row, self._one(pos, n, room)] = 0
+        for row in range(len(to)):
+            to[row, self._of_slice(pos, row) if isinstance(pos, slice) else self._of_numbers(pos, row, passing)] = 0
+        if not passing and (to < 0).all():
+            raise no_such_position(pos, self.room)
         return to
 
-    @staticmethod
-    def _one(pos: Positions, length: int, room: int) -> list[int]:
-        if isinstance(pos, slice):
-            start, stop = (None if i is None else i + length if i < 0 else i for i in (pos.start, pos.stop))
-            return list(range(room))[max(start, 0) if start is not None else None : max(stop, 0) if stop is not None else None : pos.step]
-        wanted: Sequence[int] = [pos] if isinstance(pos, (int, np.integer)) else list(pos or ())
-        return positions_of([i + length if -length <= i < 0 else i for i in wanted if i >= -length], room)
+    def _of_slice(self, pos: slice, row: int) -> list[int]:
+        start, stop = (None if i is None else max(i + self.lengths[row], 0) if i < 0 else i for i in (pos.start, pos.stop))
+        return list(range(self.room[row]))[start : stop : pos.step]
+
+    def _of_numbers(self, pos: int | Sequence[int], row: int, passing: bool) -> list[int]:
+        n, room, wanted = self.lengths[row], self.room[row], numbers_of(pos)
+        beyond = [i for i in wanted if not -n <= i < room]
+        if beyond and not passing:
+            raise IndexError(f"position {beyond[0]} is out of range: {self.described(row)}, expected {-n} to {room - 1}")
+        return [i + n if i < 0 else i for i in wanted if -n <= i < room]
+
+    def described(self, row: int) -> str:
+        """How long a sequence is, in words."""
+        n, more = self.lengths[row], self.room[row] - self.lengths[row]
+        which = f"sequence {row} of the batch" if len(self.lengths) > 1 else "the sequence"
+        return f"the prompt has {n} tokens and {more} more may come" if more else f"{which} has {n} tokens"
 
 
 def _rows(value: ArrayLike, p: Point, names: HookNames, heads: Sequence[int] | None) -> NDArray[np.float32]:
@@ -73,7 +88,9 @@ def _rows(value: ArrayLike, p: Point, names: HookNames, heads: Sequence[int] | N
 class Edit:
     """Where an edit applies: all steps, layers, heads and positions unless told otherwise; negative numbers count from the end.
 
-    In `generate` negative positions count from the end of the prompt, and an open slice goes on with the new tokens.
+    `pos` is a position, a list of them, or a slice. A position is one that every sequence has, or the run is refused (IndexError); a
+    slice ends where a sequence does. In `generate` negative positions count from the end of the prompt, an open slice goes on with the
+    new tokens, and positions go up to the prompt and `max_new_tokens`.
     """
 
     steps: Iterable[int] | None = None
@@ -253,8 +270,8 @@ def _from_cache(cache: ActivationCache, p: Point, steps: tuple[int, ...], layers
 class Swap(Edit):
     """What another run had at the same places, from its cache.
 
-    Positions are those of the cache (or the part of them that `pos` picks). A cache of one sequence serves every row of a
-    batch. Places that the cache lacks are an error.
+    Positions are those of the cache, or those of `pos`: numbers that the cache must have, or a slice of what it has. A cache of one
+    sequence serves every row of a batch. Places that the cache or the run lacks are an error.
     """
 
     where: Filter
@@ -269,17 +286,35 @@ class Swap(Edit):
 
     def add_to(self, plan: _core.Plan, target: Target) -> None:
         """Compile into a plan."""
+        to = self._rows_of_cache(target)
+        for p, steps, layers in self._places(target):
+            rows = _from_cache(self.cache, p, steps, layers)
+            self._set(plan, p, steps, layers, to, rows, target)
+
+    def _rows_of_cache(self, target: Target) -> NDArray[np.int32]:
+        """Map [batch, longest] to places along the cache's pos axis, -1 where nothing is swapped."""
         have, allowed = self.cache.positions, target.positions(self.pos)
         if len(have) not in (1, len(target.lengths)):
             raise ValueError(f"the cache has {len(have)} sequences, expected 1 or {len(target.lengths)}")
         to = np.full((len(target.lengths), max(target.room)), -1, np.int32)
-        for row in range(len(to)):
-            for i, q in enumerate(have[row if len(have) > 1 else 0]):
-                if 0 <= q < to.shape[1] and (allowed is None or allowed[row, q] >= 0):
-                    to[row, q] = i
-        for p, steps, layers in self._places(target):
-            rows = _from_cache(self.cache, p, steps, layers)
-            self._set(plan, p, steps, layers, to, rows, target)
+        for row, room in enumerate(target.room):
+            places = {int(q): i for i, q in enumerate(have[row if len(have) > 1 else 0]) if q >= 0}
+            wanted: Collection[int] = places if allowed is None else np.flatnonzero(allowed[row] >= 0).tolist()
+            if isinstance(self.pos, slice):
+                wanted = places.keys() & set(wanted)
+            for q in wanted:
+                if q not in places:
+                    raise IndexError(f"the cache has no position {q}, it holds {_few(list(places))}")
+                if q >= room:
+                    raise IndexError(f"the cache has position {q}, but {target.described(row)}: choose with pos=")
+                to[row, q] = places[q]
+        if (to < 0).all():
+            raise IndexError(f"pos is {self.pos!r}, and the cache has none of these positions")
+        return to
+
+
+def _few(positions: list[int]) -> str:
+    return ", ".join(map(str, positions[:8])) + (f" and {len(positions) - 8} more" if len(positions) > 8 else "")
 
 
 @dataclass(frozen=True)

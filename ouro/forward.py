@@ -27,9 +27,12 @@ NEXT = 3
 
 @dataclass(eq=False)
 class Forward:
-    """A forward being put together. `sequences` are checked ids; `prompt_length` is what the positions of edits count from when
-    the one sequence is a prompt and what was generated; `out` lends the arrays of an earlier capture of the same plan; `next_only`:
-    logits `[1, batch, 1, d_vocab]` of the last step and position alone, from which the next token is drawn."""
+    """A forward being put together.
+
+    `sequences` are checked ids. `span` is for a sequence that is a prompt and what was generated: tokens of the prompt, which the
+    positions of edits count from, and most tokens in the end, which they may reach. `out` lends the arrays of an earlier capture of the
+    same plan. `next_only`: logits `[1, batch, 1, d_vocab]` of the last step and position alone, from which the next token is drawn.
+    """
 
     model: Model
     sequences: list[list[int]]
@@ -40,7 +43,7 @@ class Forward:
     edits: Sequence[Edit] = ()
     hooks: FwdHooks = ()
     turns: list[Turn] | None = None
-    prompt_length: int | None = None
+    span: tuple[int, int] | None = None
     out: ActivationCache | None = None
     next_only: bool = False
     arrays: list[NDArray[Any]] = field(default_factory=list)
@@ -92,7 +95,7 @@ class Forward:
         if not (self.capture or self.edits or self.hooks):
             return None
         plan, names = _core.Plan(self.model._core), names_of(self.model.config, self.n_steps)
-        target = Target(names, self.lengths if self.prompt_length is None else [self.prompt_length], self.lengths)
+        target = Target(names, self.lengths, self.lengths) if self.span is None else Target(names, [self.span[0]], [self.span[1]])
         for edit in self.edits:
             edit.add_to(plan, target)
         add_hooks(plan, names, self.hooks)

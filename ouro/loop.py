@@ -35,6 +35,7 @@ class Carry(Edit):
     source: str
     source_step: int
     target: str
+    passing: bool = False  # positions that a sequence does not have are passed over
 
     def add_to(self, plan: _core.Plan, target: Target) -> None:
         """Compile into a plan: a capture into memory of its own, and a `Set` that reads it later in the run."""
@@ -45,7 +46,7 @@ class Carry(Edit):
         row = (c.n_heads, longest, longest) if a.square else (longest, c.d_model)
         rows = core_view(np.zeros((*lead, batch, *row), np.float32), a)
         everywhere = np.tile(np.arange(longest, dtype=np.int32), (batch, 1))
-        chosen = target.positions(self.pos)
+        chosen = target.positions(self.pos, passing=self.passing)
         back = everywhere if chosen is None else np.where(chosen >= 0, everywhere, np.int32(-1))
         plan.capture(a.core, (self.source_step,), layers, everywhere, rows)
         plan.edit(SET, b.core, tuple(self.steps or ()), layers, None, back, rows, 1.0, 0)
@@ -115,7 +116,7 @@ class LoopProgram:
         """Positions that stop early: `{pos: number of steps}` or one number for each position.
 
         After its last step a position keeps its state: readouts of deeper steps are those of its last one, and the keys and
-        values of deeper steps are made from the kept state.
+        values of deeper steps are made from the kept state. Positions that a sequence does not have are passed over.
         """
         return self._with("depth", _places(depth))
 
@@ -165,7 +166,7 @@ class LoopProgram:
                     if not 1 <= k <= n_steps:
                         raise ValueError(f"a position has {k} steps, expected 1 to {n_steps}")
                     if k < n_steps:
-                        out.append(Carry("state", k - 1, "state", steps=list(range(k, n_steps)), pos=places))
+                        out.append(Carry("state", k - 1, "state", steps=list(range(k, n_steps)), pos=places, passing=True))
         return out
 
 

@@ -51,7 +51,7 @@ def generate_in_order(model: Model, prompt: list[int], s: Settings, fwd_hooks: F
     for i in range(s.max_new_tokens):
         begin = time.perf_counter()
         run = Forward(model, [ids], s.n_steps, edits=s.edits, hooks=fwd_hooks, turns=list(s.turns or ()),
-                      prompt_length=len(prompt), next_only=True)  # fmt: skip
+                      span=(len(prompt), len(prompt) + s.max_new_tokens), next_only=True)  # fmt: skip
         trace = run.run()
         assert trace.logits is not None
         z = trace.logits[0, 0, -1]

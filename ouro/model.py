@@ -439,7 +439,8 @@ class Model:
         """A forward over all that was run. By the one answer these are the bits the generation had."""
         ids = (made.prompt_token_ids + made.token_ids)[: len(made.prompt_token_ids) + max(len(made.token_ids) - 1, 0)]
         steps = s.exit_at_step + 1 if s.exit_at_step >= 0 else s.n_steps
-        run = Forward(self, [ids], steps, "none", edits=s.edits, prompt_length=len(made.prompt_token_ids))
+        n = len(made.prompt_token_ids)
+        run = Forward(self, [ids], steps, "none", edits=s.edits, span=(n, n + s.max_new_tokens))
         run.turns = None if s.turns is None else list(s.turns)
         run.capture = CapturePlan(self.config, steps, [len(ids)], capture)
         run.capture.check()

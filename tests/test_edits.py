@@ -204,6 +204,73 @@ def test_wrong_types_are_named():
             call()
 
 
+OUTSIDE = [
+    (9, "position 9 is out of range: the sequence has 9 tokens, expected -9 to 8"),
+    (-10, "position -10 is out of range"),
+    ([0, 8, 50], "position 50"),
+    (slice(9, None), "no sequence has such a position"),
+    (slice(0, -9), "no sequence has such a position"),
+    ([], "no sequence has such a position"),
+    ("last", "pos is 'last', expected an int"),
+    (1.5, "pos is 1.5"),
+    ([True], "pos has True"),
+]
+
+
+@pytest.mark.parametrize(("pos", "message"), OUTSIDE, ids=[str(pos) for pos, _ in OUTSIDE])
+def test_positions_beyond_the_sequence_are_refused(pos, message):
+    """By every kind of edit that takes positions, in every kind of run over a fixed sequence; nothing is passed over in silence."""
+    model, ids, program = load("trained", "bfloat16"), list(range(9)), ouro.LoopProgram()
+    cache = model.run_with_cache(ids, ["resid_post"])[1]
+    edits = [Add("resid_post", 1.0, pos=pos), ZeroHead(heads=[0], pos=pos), Noise("z", 0.1, pos=pos), Swap("resid_post", cache, pos=pos),
+             ProjectOut("state", np.ones(128), pos=pos), MeanAblate("resid_post", cache, pos=pos)]  # fmt: skip
+    for edit in edits:
+        with pytest.raises((IndexError, TypeError), match=message):
+            model.trace(ids, edits=[edit])
+    for run in (
+        lambda: model.run_with_cache(ids, "state", edits=edits[:1]),
+        lambda: model.run_with_hooks(ids, [], edits=edits[:1]),
+        lambda: model.trace(ids, program=program.skip_step(1, pos=pos)),
+        lambda: model.trace(ids, program=program.replace_state(0, 2, pos=pos)),
+        lambda: model.trace(ids, program=program.noise(1, 0.1, pos=pos)),
+    ):
+        with pytest.raises((IndexError, TypeError), match=message):
+            run()
+    with pytest.raises((IndexError, TypeError), match=r"pos (is|has)"):
+        model.run_with_cache(ids, "state", pos=pos)
+
+
+def test_positions_of_a_batch():
+    """A number is a position of every sequence; a slice ends where a sequence does. A run alone and in a batch refuses the same."""
+    model, ragged = load("trained", "bfloat16"), [[1, 2, 3, 4, 5, 6], [7, 8, 9]]
+    plain = model.trace(ragged)
+    with pytest.raises(IndexError, match="position 4 is out of range: sequence 1 of the batch has 3 tokens, expected -3 to 2"):
+        model.trace(ragged, edits=[Add("resid_post", 1.0, pos=[4])])
+    some = model.trace(ragged, edits=[Add("state", 1.0, pos=slice(4, 5), steps=[0])])
+    changed = (some.states[0] != plain.states[0]).any(-1)
+    assert changed[0].tolist() == [False] * 4 + [True, False] and not changed[1, :3].any()
+    ends = model.trace(ragged, edits=[Add("state", 1.0, pos=[-1], steps=[0])])
+    assert [np.flatnonzero((ends.states[0] != plain.states[0])[row, :n].any(-1)).tolist() for row, n in enumerate((6, 3))] == [[5], [2]]
+    deep = model.trace(ragged, program=ouro.LoopProgram().steps_per_position([1] * 6))  # a table for the longest serves all
+    np.testing.assert_array_equal(deep.states[3, 1, :3], plain.states[0, 1, :3])
+
+
+def test_positions_that_a_cache_lacks():
+    model = load("trained", "bfloat16")
+    long, short = list(range(9)), list(range(5))
+    cache, last = model.run_with_cache(long, "resid_post")[1], model.run_with_cache(long, "resid_post", pos=[-1])[1]
+    for ids, swap, message in (
+        (long, Swap("resid_post", last, pos=[3, 8]), "the cache has no position 3, it holds 8"),
+        (long, Swap("resid_post", last, pos=slice(0, 4)), "the cache has none of these positions"),
+        (short, Swap("resid_post", cache), "the cache has position 5, but the sequence has 5 tokens: choose with pos="),
+        (short, Swap("resid_post", last), "the cache has position 8"),
+    ):
+        with pytest.raises(IndexError, match=message):
+            model.trace(ids, edits=[swap])
+    part = model.run_with_cache(short, "resid_post", edits=[Swap("resid_post", cache, pos=slice(None), steps=[2], layers=[1])])[1]
+    np.testing.assert_array_equal(part["resid_post", 1, 2][0], cache["resid_post", 1, 2][0, :5])
+
+
 # -- Python hooks ------------------------------------------------------------------------------------------------------
 
 

@@ -222,3 +222,26 @@ def test_hooks_in_generate(prompts):
         with model.hooks([(where, fail)]), pytest.raises(Own, match=where):
             model.generate(prompts[0], **more)
     assert model.generate(prompts[0], **more).token_ids == model.generate(prompts[0], speculate=False, **more).token_ids
+
+
+def test_positions_reach_what_a_generation_may_become(prompts):
+    """Up to the prompt and max_new_tokens, however few come; beyond that a request is refused when it is submitted."""
+    model, prompt = load("trained", "bfloat16"), prompts[2]
+    n, more = len(prompt), {"max_new_tokens": 4, "eos_token_id": []}
+    plain, edit = model.generate(prompt, **more), lambda pos: [Add("logits", VECTOR[:1].repeat(896) * np.arange(896), pos=pos)]
+    for pos in (n + 2, [-1, n + 3], slice(n, None)):
+        assert model.generate(prompt, edits=edit(pos), **more).token_ids != plain.token_ids
+        assert model.generate(prompt, edits=edit(pos), program=ouro.LoopProgram().layers(0, [0, 1, 2, 3]), **more).token_ids
+    made = model.generate(prompt, edits=edit(n + 3), max_new_tokens=4, eos_token_id=[plain.token_ids[0]], capture="state")
+    assert len(made.token_ids) == 1 and made.cache.lengths == [n]
+    message = f"out of range: the prompt has {n} tokens and 4 more may come, expected -{n} to {n + 3}"
+    for pos in (n + 4, -n - 1):
+        with pytest.raises(IndexError, match=message):
+            model.generate([prompt, prompts[0]], edits=edit(pos), **more)
+        with pytest.raises(IndexError, match=message):
+            model.generate(prompt, edits=edit(pos), program=ouro.LoopProgram().layers(0, [0]), **more)
+        with ouro.Engine(model) as engine:
+            going = engine.submit(prompts[1], **more)
+            with pytest.raises(IndexError, match=message):
+                engine.submit(prompt, edits=edit(pos), **more)
+            assert going.result().token_ids == model.generate(prompts[1], **more).token_ids
