@@ -72,6 +72,21 @@ class Target:
         return f"the prompt has {n} tokens and {more} more may come" if more else f"{which} has {n} tokens"
 
 
+def finite(value: ArrayLike, what: str) -> NDArray[np.float32]:
+    """Numbers as float32; TypeError when they are none, ValueError for NaN, infinities and what float32 can not hold."""
+    if value is None:  # which NumPy takes for NaN
+        raise TypeError(f"{what} is None, expected numbers")
+    try:
+        with np.errstate(over="ignore"):
+            a = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} is {value!r}, expected numbers") from None
+    if not np.isfinite(a).all():
+        wrong = a if a.ndim == 0 else f"{a[~np.isfinite(a)][0]} in an array of shape {a.shape}"
+        raise ValueError(f"{what} is {wrong}, expected finite numbers that float32 can hold")
+    return a
+
+
 def _rows(value: ArrayLike, p: Point, names: HookNames, heads: Sequence[int] | None) -> NDArray[np.float32]:
     """A value as [1, 1, 1, 1, heads or 1, columns or 1]."""
     a = np.ascontiguousarray(value, np.float32)
@@ -140,9 +155,17 @@ class Edit:
         self, plan: _core.Plan, p: Point, steps: tuple[int, ...], layers: tuple[int, ...], positions: NDArray[np.int32] | None,
         rows: NDArray[np.float32], target: Target,
     ) -> None:  # fmt: skip
-        """Rows [step, layer, batch, pos, head, columns] in place of what is there."""
+        """Rows [step, layer, batch, pos, head, columns] in place of what is there; refused where a cache has no value."""
         heads = self._heads(p, target.names)
         chosen = rows if heads is None else np.ascontiguousarray(rows[:, :, :, :, heads])
+        for row in range(chosen.shape[2]):
+            to = None if positions is None else positions[row] if len(chosen[0, 0]) > 1 else positions
+            at = slice(None) if to is None else np.unique(to[to >= 0])
+            lost = np.isnan(chosen[:, :, row, at]).any((2, 3, 4))
+            if lost.any():
+                step, layer = (int(i) for i in np.argwhere(lost)[0])
+                name = p.name(steps[step], layers[layer] if layers else 0)
+                raise ValueError(f"the cache has no value (NaN) of {name} here: it never ran, or the sequence is shorter")
         plan.edit(SET, p.core, steps, layers, heads, positions, chosen, 1.0, 0)
 
     def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
@@ -165,6 +188,10 @@ class Add(Edit):
     vector: ArrayLike
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite(finite(self.vector, "vector of Add").astype(np.float64) * finite(self.scale, "scale of Add"), "scale * vector of Add")
+
     def _where(self) -> Filter:
         return self.where
 
@@ -179,6 +206,10 @@ class Set(Edit):
     where: Filter
     value: ArrayLike
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite(self.value, "value of Set")
+
     def _where(self) -> Filter:
         return self.where
 
@@ -192,6 +223,10 @@ class Scale(Edit):
 
     where: Filter
     scale: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite(self.scale, "scale of Scale")
 
     def _where(self) -> Filter:
         return self.where
@@ -208,14 +243,19 @@ class ProjectOut(Edit):
     direction: ArrayLike
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite(self.direction, "direction of ProjectOut")
+        finite(self.scale, "scale of ProjectOut")
+
     def _where(self) -> Filter:
         return self.where
 
     def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
         u = np.asarray(self.direction, np.float64)
         length = np.linalg.norm(u, axis=-1, keepdims=True)
-        if p.square or u.ndim < 1 or not (np.isfinite(length) & (length > 0)).all():
-            raise ValueError(f"a direction at {p.short} must be a vector of finite length above 0")
+        if p.square or u.ndim < 1 or not (length > 0).all():
+            raise ValueError(f"a direction at {p.short} must be a vector of a length above 0")
         return PROJECT, _rows((u / length).astype(np.float32), p, target.names, self.heads), self.scale, 0
 
 
@@ -230,8 +270,8 @@ class Noise(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.std < float("inf"):
-            raise ValueError(f"std of noise is {self.std}, expected a finite number, 0 or more")
+        if finite(self.std, "std of noise") < 0:
+            raise ValueError(f"std of noise is {self.std}, expected 0 or more")
 
     def _where(self) -> Filter:
         return self.where
@@ -338,7 +378,8 @@ class MeanAblate(Edit):
             if p.square:
                 raise ValueError(f"{p.short} has no mean over positions: rows differ in length")
             rows = _from_cache(self.cache, p, steps, layers)
-            mean = np.asarray(np.nanmean(rows, axis=(2, 3), keepdims=True, dtype=np.float64), np.float32)
+            n = np.count_nonzero(~np.isnan(rows), axis=(2, 3), keepdims=True)
+            mean = (np.nansum(rows, axis=(2, 3), keepdims=True, dtype=np.float64) / np.where(n, n, np.nan)).astype(np.float32)
             self._set(plan, p, steps, layers, positions, mean, target)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ouro import _core
 from ouro.capture import Positions, core_view
-from ouro.edits import SET, Edit, Noise, Target
+from ouro.edits import SET, Edit, Noise, Target, finite
 from ouro.hooks import point
 
 Turn = tuple[int, Sequence[int], bool]  # step it counts as, layers in order, whether the step ends with it
@@ -108,8 +108,8 @@ class LoopProgram:
 
     def noise(self, step: int, std: float, *, seed: int = 0, pos: Positions = None) -> LoopProgram:
         """Normal noise on what a step starts from."""
-        if not 0 <= std < float("inf"):
-            raise ValueError(f"std of noise is {std}, expected a finite number, 0 or more")
+        if finite(std, "std of noise") < 0:
+            raise ValueError(f"std of noise is {std}, expected 0 or more")
         return self._with("noise", step, std, seed, pos)
 
     def steps_per_position(self, depth: Mapping[int, int] | Sequence[int]) -> LoopProgram:

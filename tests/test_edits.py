@@ -204,6 +204,50 @@ def test_wrong_types_are_named():
             call()
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+def test_values_that_are_no_numbers_are_refused():
+    """When an edit is made, before it reaches a model; and places of a cache that never ran."""
+    model, ids, program = load("trained", "bfloat16"), list(range(6)), ouro.LoopProgram()
+    wide = np.array([0.0] * 127 + [NAN])
+    for call, message in (
+        (lambda: Add("resid_post", NAN), "vector of Add is nan, expected finite"),
+        (lambda: Add("resid_post", wide), r"vector of Add is nan in an array of shape \(128,\)"),
+        (lambda: Add("attn_scores", -INF), "vector of Add is -inf"),
+        (lambda: Add("resid_post", 1.0, scale=INF), "scale of Add is inf"),
+        (lambda: Add("resid_post", 1e30, scale=1e30), "scale . vector of Add is inf"),
+        (lambda: Add("resid_post", 1e39), "float32 can hold"),
+        (lambda: Add("resid_post", "up"), "vector of Add is 'up', expected numbers"),
+        (lambda: Set("attn_scores", -INF), "value of Set is -inf"),
+        (lambda: Scale("z", NAN), "scale of Scale is nan"),
+        (lambda: Scale("z", None), "scale of Scale is None, expected numbers"),
+        (lambda: ProjectOut("state", wide), "direction of ProjectOut is nan"),
+        (lambda: ProjectOut("state", np.ones(128), scale=-INF), "scale of ProjectOut is -inf"),
+        (lambda: Noise("z", 1e39), "std of noise is inf"),
+        (lambda: program.noise(0, INF), "std of noise is inf"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            call()
+    skipped = model.run_with_cache(ids, "resid_post", program=program.layers(1, [0, 1]))[1]  # layers 2 and 3 of step 1 never ran
+    ragged = model.run_with_cache([ids, ids[:3]], "resid_post")[1]
+    for edit, x, message in (
+        (Swap("resid_post", skipped), ids, r"no value \(NaN\) of steps.1.blocks.2.hook_resid_post"),
+        (MeanAblate("resid_post", skipped), ids, r"no value \(NaN\) of steps.1.blocks.2.hook_resid_post"),
+        (Swap("resid_post", skipped, steps=[1], layers=[3]), ids, "steps.1.blocks.3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.trace(x, edits=[edit])
+    model.trace(ids, edits=[Swap("resid_post", skipped, steps=[1], layers=[0, 1]), MeanAblate("resid_post", ragged)])
+    model.trace([ids, ids[:3]], edits=[Swap("resid_post", ragged)])
+    with pytest.raises(ValueError, match="no value"):
+        ouro.patching.sweep(model, skipped, ids, 5, points="resid_post", progress=False)
+    with pytest.raises(ValueError, match="embeddings is nan"):
+        ouro.patching.ForkSet(model, ids, embeddings=np.full((6, 128), NAN))
+    with pytest.raises(ValueError, match="noise inf"):
+        ouro.patching.causal_trace(model, ids, 5, subject=[0], noise=INF)
+
+
 OUTSIDE = [
     (9, "position 9 is out of range: the sequence has 9 tokens, expected -9 to 8"),
     (-10, "position -10 is out of range"),
@@ -286,6 +330,20 @@ def test_hooks_see_what_is_captured():
     model.run_with_hooks(ragged, [("*", note)])
     for name, x in seen.items():
         np.testing.assert_array_equal(x, cache[name], err_msg=name)
+
+
+def test_scores_that_a_hook_hides():
+    """Cells at -inf have weight 0; a row of nothing else comes out even, as docs/microscope.md says."""
+    model, seen = load("trained", "bfloat16"), []
+
+    def hide(x, hook):
+        x[0, 1, 4, 2] = x[0, 1, 3] = -np.inf
+
+    def look(x, hook):
+        seen.append(x[0, 1].copy())
+
+    model.run_with_hooks(list(range(6)), [("steps.0.blocks.1.attn.hook_attn_scores", hide), ("steps.0.blocks.1.attn.hook_pattern", look)])
+    assert seen[0][4, 2] == 0 and seen[0][4].sum() == pytest.approx(1) and seen[0][3].tolist() == [0.25] * 4 + [0.0] * 2
 
 
 def test_hooks_change(oracle, ids):

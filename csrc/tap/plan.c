@@ -258,6 +258,7 @@ static int check_spec(const ouro_tap_spec *s)
     bool needs = s->kind == OURO_TAP_READ || s->kind == OURO_TAP_ADD || s->kind == OURO_TAP_SET || s->kind == OURO_TAP_PROJECT;
     if ((unsigned)s->kind >= OURO_N_TAPS || (unsigned)s->point >= OURO_N_POINTS)
         return ouro_fail(OURO_ERR_ARGUMENT, "unknown kind %d or point %d of a tap", (int)s->kind, (int)s->point);
+    if (!isfinite(s->scale)) return ouro_fail(OURO_ERR_ARGUMENT, "the scale of a tap is %g, expected a finite number", (double)s->scale);
     if (needs && (!s->array.data || s->array.cols < 1))
         return ouro_fail(OURO_ERR_ARGUMENT, "a tap of kind %d needs an array", (int)s->kind);
     if (s->kind == OURO_TAP_READ && !s->pos_at) return ouro_fail(OURO_ERR_ARGUMENT, "a read must say which positions it is for");

@@ -73,6 +73,8 @@ static void test_refusals(void)
     CHECK(ouro_plan_add(p, &s) == OURO_ERR_ARGUMENT);
     s = good, s.kind = OURO_TAP_ADD, s.array.bf16 = true;
     CHECK(ouro_plan_add(p, &s) == OURO_ERR_ARGUMENT);
+    s = good, s.kind = OURO_TAP_SCALE, s.scale = NAN;
+    CHECK(ouro_plan_add(p, &s) == OURO_ERR_ARGUMENT);
     s = good, s.kind = OURO_TAP_CALL;
     CHECK(ouro_plan_add(p, &s) == OURO_ERR_ARGUMENT);
     s = good, s.point = OURO_N_POINTS;

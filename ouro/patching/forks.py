@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ouro import _core
+from ouro.edits import finite
 from ouro.engine import MAX_LANES
 from ouro.hooks import Point, point
 
@@ -78,7 +79,7 @@ class ForkSet:
         self.token_ids = list(token_ids)
         self.n_steps = model.config.n_steps if n_steps is None else n_steps
         self.max_lanes = max_lanes
-        given = None if embeddings is None else np.asarray(embeddings, np.float32)
+        given = None if embeddings is None else finite(embeddings, "embeddings")
         self._core = _core.Forks(model._core, np.asarray(self.token_ids, np.int32), self.n_steps, given, max_lanes)
         self.lane_layers = self.forward_lane_layers
 

@@ -37,6 +37,8 @@ def _source(model: Model, clean: Tokens | ActivationCache, point: str, n: int, n
     if rows.shape[2] != 1 or rows.shape[3] != n or rows.shape[0] < n_steps:
         raise ValueError(f"the clean run has {point!r} of shape {rows.shape} [step, layer, batch, pos, ...], expected {n_steps} steps, "
                          f"a batch of 1 and {n} positions: both runs must have the same length")  # fmt: skip
+    if np.isnan(rows).any():
+        raise ValueError(f"the clean run has no value (NaN) of {point!r} at some places: they never ran")
     return rows[:, :, 0]
 
 

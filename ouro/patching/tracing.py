@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,8 +71,8 @@ def causal_trace(
         `restored [step, layer, pos]`: mean probability of the answer with the clean activation put back; `effect`: the same less the
         corrupted probability (the indirect effect). `attrs`: mean probabilities `clean` and `corrupted`.
     """
-    if samples < 1 or not noise > 0:
-        raise ValueError(f"samples is {samples} and noise {noise}, expected at least 1 and more than 0")
+    if samples < 1 or not 0 < noise < math.inf:
+        raise ValueError(f"samples is {samples} and noise {noise}, expected at least 1 and a finite number above 0")
     tokens, wanted = model._one(prompt), token_id(model, answer)
     hidden = subject_positions(model, tokens, subject)
     n_steps = arguments.get("n_steps")
