@@ -22,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
-LAYERS = ("base", "kernels", "model", "engine", "tap", "train", "bench", "python")
+LAYERS = ("base", "kernels", "model", "engine", "tap", "bench", "python")
 X86 = platform.machine() in ("x86_64", "AMD64")
 ARM = platform.machine() in ("aarch64", "arm64")
 

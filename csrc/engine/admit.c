@@ -73,7 +73,7 @@ static int check_params(const ouro_engine *e, const int32_t *tokens, int n, cons
         return ouro_fail(OURO_ERR_ARGUMENT, "n_steps is %d, expected 1 to %d", p->n_steps, OURO_MAX_STEPS);
     if (p->exit_at_step < -1 || p->exit_at_step >= p->n_steps)
         return ouro_fail(OURO_ERR_ARGUMENT, "exit_at_step is %d, expected 0 to %d", p->exit_at_step, p->n_steps - 1);
-    if (p->weighted_exit + (p->exit.kind != 0) + (p->exit_at_step >= 0) > 1)
+    if (p->weighted_exit + ouro_exit_is_on(&p->exit) + (p->exit_at_step >= 0) > 1)
         return ouro_fail(OURO_ERR_ARGUMENT, "exit_at_step, an exit rule and weighted_exit exclude each other");
     if (p->n_top < 0 || p->n_top > OURO_MAX_TOP || p->n_top > c->d_vocab)
         return ouro_fail(OURO_ERR_ARGUMENT, "logprobs is %d, expected 0 to %d", p->n_top,

@@ -44,7 +44,7 @@ typedef struct ouro_request_params {
     int n_steps;                     /* recurrent steps to run */
     int exit_at_step;                /* 0-based: every token leaves after this step, deeper ones never run; -1: off */
     int weighted_exit;               /* 1: logits averaged over steps with the exit distribution */
-    ouro_exit_rule exit;
+    ouro_exit_rule exit;             /* by name, e.g. {.name = "q", .threshold = 0.6f}; {0}: never before the last step */
     ouro_kv_policy kv_policy;
     ouro_sampling sampling;
     const int32_t *stop_ids;         /* [n_stop_ids], copied */

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "kernels/math.h"
@@ -23,11 +24,13 @@ RULE(entropy) { return s->entropy < r->threshold; }
 RULE(confidence) { return s->confidence > r->threshold; }
 RULE(custom) { return r->custom(r->custom_arg, s); }
 
-static const struct {
+typedef struct rule {
     const char *name;
     int needs;
     int (*leaves)(const ouro_exit_rule *r, const ouro_exit_signal *s);
-} RULES[] = {
+} rule;
+
+static const rule RULES[] = {
     {"never", 0, NULL},
     {"q", 0, q},
     {"state_delta", OURO_NEED_STATES, state_delta},
@@ -41,26 +44,53 @@ static const struct {
 };
 enum { N_RULES = sizeof RULES / sizeof *RULES };
 
-int ouro_exit_kind(const char *name)
+/* NULL: there is none. Most names come from the table itself. */
+static const rule *find(const char *name)
 {
+    if (!name) name = "never";
     for (int i = 0; i < N_RULES; i++)
-        if (!strcmp(RULES[i].name, name)) return i;
-    return -1;
+        if (RULES[i].name == name || !strcmp(RULES[i].name, name)) return &RULES[i];
+    return NULL;
 }
 
-const char *ouro_exit_name(int kind) { return kind >= 0 && kind < N_RULES ? RULES[kind].name : NULL; }
+const char *ouro_exit_name(int i) { return i >= 0 && i < N_RULES ? RULES[i].name : NULL; }
 
-int ouro_exit_needs(const ouro_exit_rule *r) { return RULES[r->kind].needs; }
+const char *ouro_exit_known(const char *name)
+{
+    const rule *known = find(name);
+    return known ? known->name : NULL;
+}
+
+bool ouro_exit_is_on(const ouro_exit_rule *r)
+{
+    const rule *known = find(r->name);
+    return known && known->leaves;
+}
+
+int ouro_exit_needs(const ouro_exit_rule *r)
+{
+    const rule *known = find(r->name);
+    return known ? known->needs : 0;
+}
+
+static int unknown(const char *name)
+{
+    char known[256] = "";
+    for (int i = 0, at = 0; i < N_RULES && at < (int)sizeof known; i++)
+        at += snprintf(known + at, sizeof known - (size_t)at, "%s%s", i ? ", " : "", RULES[i].name);
+    return ouro_fail(OURO_ERR_ARGUMENT, "there is no exit rule '%s', expected one of %s", name, known);
+}
 
 int ouro_exit_check(const ouro_exit_rule *r)
 {
-    if (r->kind < 0 || r->kind >= N_RULES) return ouro_fail(OURO_ERR_ARGUMENT, "unknown exit rule");
-    if (RULES[r->kind].leaves == q && !(r->threshold >= 0.0f && r->threshold <= 1.0f))
+    const rule *known = find(r->name);
+    if (!known) return unknown(r->name);
+    if (known->leaves == q && !(r->threshold >= 0.0f && r->threshold <= 1.0f))
         return ouro_fail(OURO_ERR_ARGUMENT, "exit_threshold is %g, expected 0 to 1", (double)r->threshold);
     if (isnan(r->threshold)) return ouro_fail(OURO_ERR_ARGUMENT, "the exit rule's threshold is not a number");
     if (r->min_steps < 0 || r->delay < 0)
         return ouro_fail(OURO_ERR_ARGUMENT, "min_steps is %d and delay %d, expected 0 or more", r->min_steps, r->delay);
-    if (RULES[r->kind].leaves == custom && !r->custom) return ouro_fail(OURO_ERR_ARGUMENT, "a custom exit rule needs a function");
+    if (known->leaves == custom && !r->custom) return ouro_fail(OURO_ERR_ARGUMENT, "a custom exit rule needs a function");
     return OURO_OK;
 }
 
@@ -82,8 +112,9 @@ void ouro_exit_gate(ouro_exit_track *t, float gate_logit, int step, int n_steps,
 
 int ouro_exit_ask(const ouro_exit_rule *r, ouro_exit_track *t, const ouro_exit_signal *s)
 {
-    if (RULES[r->kind].leaves && t->fired < 0 && s->step + 1 >= r->min_steps) {
-        int leave = RULES[r->kind].leaves(r, s);
+    const rule *known = find(r->name);
+    if (known && known->leaves && t->fired < 0 && s->step + 1 >= r->min_steps) {
+        int leave = known->leaves(r, s);
         if (leave < 0) return leave;
         if (leave) t->fired = s->step;
     }

@@ -22,7 +22,7 @@ typedef struct ouro_exit_signal {
 typedef int (*ouro_exit_custom)(void *arg, const ouro_exit_signal *s);   /* 1 leave, 0 stay, negative: failure */
 
 typedef struct ouro_exit_rule {
-    int kind;                    /* ouro_exit_kind(name); 0: never before the last step */
+    const char *name;            /* of a rule in exit.c; NULL: "never", which is never before the last step */
     float threshold;
     int min_steps;               /* no exit before this many steps have run (at least 1) */
     int delay;                   /* steps to run on after the rule first says leave */
@@ -30,9 +30,11 @@ typedef struct ouro_exit_rule {
     void *custom_arg;
 } ouro_exit_rule;
 
-/* The number of a rule by its name in exit.c; what each compares is there, and in words in ouro/exits.py. -1: there is none. */
-int ouro_exit_kind(const char *name);
-const char *ouro_exit_name(int kind);        /* NULL behind the last one */
+/* The names one by one, NULL behind the last; what each rule compares is in exit.c, and in words in ouro/exits.py. */
+const char *ouro_exit_name(int i);
+/* exit.c's own copy of a name, which lives for ever; NULL: there is no such rule. */
+const char *ouro_exit_known(const char *name);
+bool ouro_exit_is_on(const ouro_exit_rule *r);       /* it may let a token leave before the last step */
 
 enum { OURO_NEED_STATES = 1, OURO_NEED_READOUT = 2, OURO_NEED_LOGITS = 4 };   /* LOGITS: of two successive steps */
 int ouro_exit_needs(const ouro_exit_rule *r);

@@ -17,6 +17,7 @@ int ouro_request_new(ouro_page_budget *budget, int64_t id, const int32_t *tokens
     r->n_prompt = n;
     r->failed_pos = -1;
     r->depth = p->exit_at_step >= 0 ? p->exit_at_step + 1 : p->n_steps;
+    r->params.exit.name = ouro_exit_known(p->exit.name);
     r->exit_needs = ouro_exit_needs(&p->exit);
     r->policy = r->depth > 1 ? p->kv_policy : OURO_POLICY_FULL;
     r->shares = r->policy != OURO_POLICY_AVERAGE;        /* which would need its own copy of every page to fold them */

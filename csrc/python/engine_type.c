@@ -97,16 +97,15 @@ static PyObject *engine_submit(PyObject *o, PyObject *args, PyObject *kwargs)
     engine_object *self = (engine_object *)o;
     PyObject *tokens_in, *stop_in, *follow_in = NULL, *rule = Py_None, *plan = Py_None;
     ouro_request_params p = {0};
-    const char *kind;
     int speculate, policy = OURO_POLICY_FULL;
     unsigned long long seed;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OiiipsfiiOfifffKIOii|iOO", names, &tokens_in, &p.max_new_tokens,
-                                     &p.n_steps, &p.exit_at_step, &p.weighted_exit, &kind, &p.exit.threshold,
+                                     &p.n_steps, &p.exit_at_step, &p.weighted_exit, &p.exit.name, &p.exit.threshold,
                                      &p.exit.min_steps, &p.exit.delay, &rule, &p.sampling.temperature, &p.sampling.top_k,
                                      &p.sampling.top_p, &p.sampling.min_p, &p.sampling.repetition_penalty, &seed,
                                      &p.sampling.stream, &stop_in, &p.n_top, &speculate, &policy,
                                      &follow_in, &plan)
-        || !ouro_plan_of(self->model, plan, &p.observer) || !ouro_rule_named(kind, &p.exit))
+        || !ouro_plan_of(self->model, plan, &p.observer))
         return NULL;
     p.sampling.seed = seed;
     p.speculate = (ouro_speculate)speculate;

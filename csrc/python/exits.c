@@ -53,18 +53,6 @@ int ouro_call_rule(void *arg, const ouro_exit_signal *s)
     return answer;
 }
 
-int ouro_rule_named(const char *name, ouro_exit_rule *rule)
-{
-    rule->kind = ouro_exit_kind(name);
-    if (rule->kind >= 0) return 1;
-    PyObject *known = PyUnicode_FromString("");
-    for (int k = 0; known && ouro_exit_name(k); k++)
-        PyUnicode_AppendAndDel(&known, PyUnicode_FromFormat(k ? ", %s" : "%s", ouro_exit_name(k)));
-    if (known) PyErr_Format(PyExc_ValueError, "there is no exit rule '%s', expected one of %U", name, known);
-    Py_XDECREF(known);
-    return 0;
-}
-
 /* Runs the rule over checked arrays; 0 with an exception set. */
 static int run(model_object *self, const ouro_exit_rule *rule, PyObject *slot, const ouro_exit_trace *x)
 {
@@ -87,9 +75,8 @@ PyObject *ouro_model_exit_steps(PyObject *o, PyObject *args)
     model_object *self = (model_object *)o;
     PyObject *states_in, *gates_in, *function, *result = NULL, *slot = NULL;
     ouro_exit_rule rule = {0};
-    const char *kind;
-    if (!PyArg_ParseTuple(args, "OOsfiiO", &states_in, &gates_in, &kind, &rule.threshold, &rule.min_steps, &rule.delay, &function)
-        || !ouro_model_is_ready(self) || !ouro_rule_named(kind, &rule))
+    if (!PyArg_ParseTuple(args, "OOsfiiO", &states_in, &gates_in, &rule.name, &rule.threshold, &rule.min_steps, &rule.delay, &function)
+        || !ouro_model_is_ready(self))
         return NULL;
     PyArrayObject *states = (PyArrayObject *)PyArray_FROMANY(states_in, NPY_FLOAT32, 3, 3, NPY_ARRAY_IN_ARRAY);
     PyArrayObject *gates = states ? (PyArrayObject *)PyArray_FROMANY(gates_in, NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY) : NULL;
@@ -208,12 +195,9 @@ PyObject *ouro_python_exit_steps(PyObject *module, PyObject *args)
 {
     (void)module;
     PyObject *signals, *result = NULL;
-    const char *kind;
     ouro_exit_rule rule = {0};
     measured m;
-    if (!PyArg_ParseTuple(args, "O!sfii", &PyDict_Type, &signals, &kind, &rule.threshold, &rule.min_steps, &rule.delay)
-        || !ouro_rule_named(kind, &rule))
-        return NULL;
+    if (!PyArg_ParseTuple(args, "O!sfii", &PyDict_Type, &signals, &rule.name, &rule.threshold, &rule.min_steps, &rule.delay)) return NULL;
     int status = ouro_exit_check(&rule);
     if (status != OURO_OK) {
         ouro_raise(status);

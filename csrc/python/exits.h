@@ -23,7 +23,4 @@ PyObject *ouro_model_exit_steps(PyObject *self, PyObject *args);
  * were measured once; one that is not given is NaN. */
 PyObject *ouro_python_exit_steps(PyObject *module, PyObject *args);
 
-/* Sets the rule's kind; 0 with ValueError when the core has none of that name. */
-int ouro_rule_named(const char *name, ouro_exit_rule *rule);
-
 #endif

@@ -138,6 +138,17 @@ static void test_refusals(void)
     p.exit_at_step = 1, p.weighted_exit = 1;
     CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_ARGUMENT);
     p = greedy();
+    p.exit = (ouro_exit_rule){.name = "entropie", .threshold = 0.5f};
+    CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_ARGUMENT && strstr(ouro_last_error(), "never, q, "));
+    p.exit = (ouro_exit_rule){.name = "q", .threshold = 1.5f};
+    CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_ARGUMENT && strstr(ouro_last_error(), "0 to 1"));
+    p.exit.threshold = 0.5f, p.weighted_exit = 1;
+    CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_ARGUMENT);
+    p.exit.name = "never";                               /* as a rule that is zero: contradicts nothing */
+    CHECK(!ouro_exit_is_on(&p.exit) && !ouro_exit_is_on(&(ouro_exit_rule){0}) && ouro_exit_check(&(ouro_exit_rule){0}) == OURO_OK);
+    CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_OK);
+    ouro_engine_cancel(e, id);
+    p = greedy();
     p.kv_policy = OURO_POLICY_AVERAGE, p.speculate = OURO_SPECULATE_ON;
     CHECK(ouro_engine_submit(e, prompt, 2, &p, &id) == OURO_ERR_ARGUMENT);
     p.speculate = OURO_SPECULATE_OFF, p.kv_policy = OURO_N_POLICIES;
@@ -177,9 +188,9 @@ static void test_random_schedules(void)
     for (int k = 0; k < KINDS; k++) {
         kind[k] = greedy();
         kind[k].speculate = (ouro_speculate)(k % 3);
-        if (k == 1) kind[k].exit = (ouro_exit_rule){.kind = ouro_exit_kind("q"), .threshold = 0.6f};
+        if (k == 1) kind[k].exit = (ouro_exit_rule){.name = "q", .threshold = 0.6f};
         if (k == 2) kind[k].sampling.temperature = 1.0f, kind[k].sampling.seed = 4;
-        if (k == 3) kind[k].exit = (ouro_exit_rule){.kind = ouro_exit_kind("entropy"), .threshold = 3.0f};
+        if (k == 3) kind[k].exit = (ouro_exit_rule){.name = "entropy", .threshold = 3.0f};
         if (k == 4) kind[k].weighted_exit = 1;
         if (k == 5) kind[k].exit_at_step = 2, kind[k].sampling.repetition_penalty = 1.2f;
         if (k > 5) kind[k].speculate = OURO_SPECULATE_AUTO, kind[k].exit = kind[1].exit;
@@ -386,14 +397,14 @@ int main(void)
     p.sampling.temperature = 1.0f, p.sampling.seed = 3, p.sampling.repetition_penalty = 1.1f;
     test_one_answer(OURO_BFLOAT16, &p);
     p = greedy();
-    p.exit = (ouro_exit_rule){.kind = ouro_exit_kind("q"), .threshold = 0.5f};
+    p.exit = (ouro_exit_rule){.name = "q", .threshold = 0.5f};
     test_one_answer(OURO_BFLOAT16, &p);
-    p.exit = (ouro_exit_rule){.kind = ouro_exit_kind("kl"), .threshold = 0.5f};
+    p.exit = (ouro_exit_rule){.name = "kl", .threshold = 0.5f};
     test_one_answer(OURO_FLOAT32, &p);
     p = greedy();
     p.kv_policy = OURO_POLICY_FIRST_STEP;
     test_one_answer(OURO_FLOAT32, &p);
-    p.kv_policy = OURO_POLICY_LAST_EXITED, p.exit = (ouro_exit_rule){.kind = ouro_exit_kind("q"), .threshold = 0.6f};
+    p.kv_policy = OURO_POLICY_LAST_EXITED, p.exit = (ouro_exit_rule){.name = "q", .threshold = 0.6f};
     test_one_answer(OURO_BFLOAT16, &p);
     test_lookup();
     test_refusals();
