@@ -188,6 +188,86 @@ def test_names_of_transformer_lens(tiny):
     assert patching.get_act_patch_attn_head_v_by_pos.__name__ == "get_act_patch_attn_head_v_by_pos"
 
 
+BY_POS, BY_HEAD = ("step", "layer", "pos"), ("step", "layer", "head")
+BY_BOTH, ROWS, CELLS = (*BY_POS, "head"), (*BY_HEAD, "dest_pos"), (*BY_HEAD, "dest_pos", "src_pos")
+HEADS = {"out": "z", "q": "q", "k": "k", "v": "v"}
+WRAPPERS = {
+    "resid_pre": (["resid_pre"], BY_POS), "resid_mid": (["resid_mid"], BY_POS), "attn_out": (["attn_out"], BY_POS),
+    "mlp_out": (["mlp_out"], BY_POS), "block_every": (["resid_pre", "attn_out", "mlp_out"], BY_POS),
+    **{f"attn_head_{name}_all_pos": ([p], BY_HEAD) for name, p in HEADS.items()},
+    **{f"attn_head_{name}_by_pos": ([p], BY_BOTH) for name, p in HEADS.items()},
+    "attn_head_pattern_all_pos": (["pattern"], BY_HEAD), "attn_head_pattern_by_pos": (["pattern"], ROWS),
+    "attn_head_pattern_dest_src_pos": (["pattern"], CELLS),
+    "attn_head_all_pos_every": ([*HEADS.values(), "pattern"], BY_HEAD), "attn_head_by_pos_every": ([*HEADS.values(), "pattern"], BY_BOTH),
+}  # fmt: skip
+
+
+def naive(model, ids, short, clean, where):
+    """The logits of one run in which a Python hook puts what `clean` has at one place."""
+    chosen = [where.get(axis, slice(None)) for axis in ("pos", "head")]
+    if short == "pattern":
+        chosen = [where.get("head", slice(None)), where.get("dest_pos", where.get("pos", slice(None))), where.get("src_pos", slice(None))]
+    elif not point(short).by_head:
+        chosen = chosen[:1]
+
+    def put(x, hook):
+        x[0][tuple(chosen)] = clean[short, where["layer"], where["step"]][0][tuple(chosen)]
+
+    return model.run_with_hooks(ids, [(point(short).name(where["step"], where["layer"]), put)])[0, -1]
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_every_wrapper_against_the_naive_loop(name):
+    """Each value has the bits of a whole run with a Python hook at its place."""
+    model, (clean, corrupted) = load("tiny-mha", "bfloat16"), pair("tiny-mha", 5)
+    (points, axes), function = WRAPPERS[name], getattr(patching, f"get_act_patch_{name}")
+    _, cache = model.run_with_cache(clean, points)
+    place = {"steps": [0, 3], "layers": [1], **({"heads": [2]} if "head" in axes else {})}
+    found = function(model, corrupted, cache, lambda z: z[0, -1, 3] - z[0, -1, 9], **place, progress=False)
+    every = name.endswith("_every")
+    assert found.dims == (("point",) if every else ()) + axes
+    assert (found.values != found.attrs["corrupted"]).any()
+    for at in itertools.product(points, *(found.coords[axis].tolist() for axis in axes)):
+        where = dict(zip(("point", *axes), at, strict=True))
+        z = naive(model, corrupted, where["point"], cache, where)
+        value = found.sel(**(where if every else {axis: where[axis] for axis in axes})).values.item()
+        assert value == z[3] - z[9], where
+
+
+def test_the_wrappers_are_all_of_them():
+    assert {f"get_act_patch_{name}" for name in WRAPPERS} == {name for name in patching.__all__ if name.startswith("get_act_patch_")}
+
+
+@pytest.mark.parametrize("through_mlp", [True, False])
+def test_path_patching_against_the_naive_loop(through_mlp):
+    """Two runs with Python hooks for each sender: the same bits."""
+    model, (clean, corrupted) = load("tiny-mha", "bfloat16"), pair("tiny-mha", 6)
+    held = ["z"] if through_mlp else ["z", "mlp_out"]
+    good, bad = (model.run_with_cache(ids, held)[1] for ids in (clean, corrupted))
+    receivers = [patching.Receiver("q", 2, 1, heads=[0, 3]), patching.Receiver("resid_pre", 3, 0)]
+    ends = [point(r.point).name(r.step, r.layer) for r in receivers]
+    place, metric = {"steps": [1, 2], "layers": [0], "heads": [1, 2]}, (3, 9)
+    found = patching.path_patching(model, clean, corrupted, metric, receivers=receivers, through_mlp=through_mlp, **place, progress=False)
+    for step, head in itertools.product((1, 2), (1, 2)):
+        received = {}
+
+        def hold(x, hook, step=step, head=head):
+            x[...] = bad[hook.name]
+            if hook.name == f"steps.{step}.blocks.0.attn.hook_z":
+                x[:, :, head] = good[hook.name][:, :, head]
+
+        def note(x, hook, received=received):
+            received[hook.name] = x.copy()
+
+        def put(x, hook, received=received):
+            heads = [0, 3] if hook.name.endswith("hook_q") else slice(None)
+            x[:, :, heads] = received[hook.name][:, :, heads]
+
+        model.run_with_hooks(corrupted, [*((p, hold) for p in held), *((end, note) for end in ends)])
+        z = model.run_with_hooks(corrupted, [(end, put) for end in ends])[0, -1].astype(np.float64)
+        assert found.sel(step=step, layer=0, head=head).values.item() == z[3] - z[9]
+
+
 def test_patterns_are_patched_by_whole_runs(tiny, tmp_path):
     clean, corrupted = pair("trained", 9)
     _, cache = tiny.run_with_cache(clean, "pattern")
