@@ -63,6 +63,24 @@ def test_views_are_static_and_well_formed(trace):
         assert "url(" not in view.page() and "http" not in view.page() and len(str(view)) < 200_000
 
 
+def test_tips_need_no_pointer(trace):
+    """Whatever has a tip takes the focus, and the style sheet shows the tip of what has it; nothing else is a stop of the Tab key."""
+    for view in every_view(trace):
+        html = str(view)
+        tags = re.findall(r"<[a-z]+ [^>]*>", html)
+        tips = [tag for tag in tags if "title=" in tag]
+        assert tips == [tag for tag in tags if 'tabindex="0"' in tag] and "tabindex" not in "".join(set(tags) - set(tips))
+        assert all(re.search(r'title="(position|step|exit at position) ?\d', tag) for tag in tips)
+        assert "[tabindex]:focus::after{content:attr(title)" in html and "[tabindex]:focus-visible{outline:" in html
+        for tag in tags:  # what can not be read is named
+            assert 'role="img"' not in tag or re.search(r'(title|aria-label)="[^"]+"', tag)
+    bars = re.findall(r'(?s)class="bar" role="img" tabindex="0" title="([^"]+)"', str(exit_strip(trace)))
+    shares = [f"step {t}: {p:.3f}" for t, p in enumerate(trace.exit_pdf[:, 0, 2])]
+    assert len(bars) == trace.lengths[0] and bars[2].splitlines()[1:] == shares
+    lens = str(lens_table(logit_lens(trace._model, "One day")))  # hundreds of stops: folded away, it has none
+    assert lens.index("<details open><summary>") < lens.index("<table>") < lens.index("</details>")
+
+
 def test_token_view_shows_the_top_token_of_each_step(trace, tiny):
     text = Balanced(str(token_view(trace))).text
     ids, _ = trace.top_tokens(1)
@@ -87,7 +105,7 @@ def test_lens_table_shows_the_top_token_of_each_place(tiny, trace):
     assert [name for name, _ in rows] == [f"{'~ ' if layer < 3 else ''}{t}.{layer}" for t in range(4) for layer in range(4)]
     ids, p = trace.top_tokens(1)
     for t in range(4):  # the last layer of a step says what the step says, bit for bit
-        cells = re.findall(r'rgba\(68,119,170,([0-9.]+)\)" title="[^"]*">([^<]*)</td>', rows[4 * t + 3][1])
+        cells = re.findall(r'rgba\(68,119,170,([0-9.]+)\)" tabindex="0" title="[^"]*">([^<]*)</td>', rows[4 * t + 3][1])
         assert [word for _, word in cells] == [shown(tiny.to_str_tokens([int(i)])[0], 12) for i in ids[t, 0, :, 0]]
         np.testing.assert_allclose([float(a) for a, _ in cells], 0.75 * p[t, 0, :, 0], atol=2e-3)
     last_first = re.findall(r"<tr[^>]*><th>([^<]*)</th>", str(lens_table(lens)))[1:]

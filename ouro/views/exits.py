@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ouro.trace import Trace
-from ouro.views.page import STEP_COLOURS, View, shown, step_key
+from ouro.views.page import STEP_COLOURS, View, shown, step_key, tip
 
 
 def exit_strip(trace: Trace, *, row: int = 0, q: float | None = None) -> View:
@@ -29,13 +29,12 @@ def exit_strip(trace: Trace, *, row: int = 0, q: float | None = None) -> View:
     lines = []
     for i, token in enumerate(trace._model.token_names(trace.token_ids[row])):
         parts = "".join(
-            f'<span style="flex:{max(float(p), 0.0):.4f} 1 0;background:{STEP_COLOURS[t % len(STEP_COLOURS)]}"'
-            f' title="step {t}: {p:.3f}"></span>'
+            f'<span style="flex:{max(float(p), 0.0):.4f} 1 0;background:{STEP_COLOURS[t % len(STEP_COLOURS)]}"></span>'
             for t, p in enumerate(trace.exit_pdf[:, row, i])
         )
-        spoken = ", ".join(f"step {t} {p:.2f}" for t, p in enumerate(trace.exit_pdf[:, row, i]))
+        shares = f"exit at position {i}\n" + "\n".join(f"step {t}: {p:.3f}" for t, p in enumerate(trace.exit_pdf[:, row, i]))
         out = "" if steps is None else f"<td>{steps[i]}</td>"
-        lines.append(f'<tr><td>{i}</td><th>{shown(token)}</th><td><div class="bar" role="img" aria-label="{spoken}">{parts}</div></td>'
+        lines.append(f'<tr><td>{i}</td><th>{shown(token)}</th><td><div class="bar" role="img" {tip(shares)}>{parts}</div></td>'
                      f"<td>{trace.expected_steps[row, i]:.2f}</td>{out}</tr>")  # fmt: skip
     leaves = "" if steps is None else f"<th>leaves at (q = {q:g})</th>"
     head = f"<tr><th>pos</th><th>token</th><th>exit distribution</th><th>mean steps</th>{leaves}</tr>"

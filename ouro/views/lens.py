@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro.labelled import LabelledArray, LabelledSet
-from ouro.views.page import View, shade, shown
+from ouro.views.page import View, shade, shown, tip
 
 NEEDED = ("top", "probability", "entropy")
 AXES = ("step", "layer", "batch", "pos")
@@ -78,11 +78,11 @@ def lens_table(lens: LabelledSet, *, row: int = 0, last_first: bool = True) -> V
 
     def cell(t: int, layer: int, i: int) -> str:
         p = float(one["probability"].values[t, layer, i])
-        tip = f"step {steps[t]}, layer {layers[layer]}, position {i}\n{p:.3f}  {shown(word(t, layer, i))}\n"
-        tip += f"entropy {float(one['entropy'].values[t, layer, i]):.3f} nats"
+        more = f"step {steps[t]}, layer {layers[layer]}, position {i}\n{p:.3f}  {shown(word(t, layer, i))}\n"
+        more += f"entropy {float(one['entropy'].values[t, layer, i]):.3f} nats"
         rank = float(one["rank"].values[t, layer, i]) if "rank" in one else math.nan
-        tip += "" if math.isnan(rank) else f"\nrank of the token followed: {rank:.0f}"
-        return f'<td style="{shade(p)}" title="{tip}">{shown(word(t, layer, i), 12)}</td>'
+        more += "" if math.isnan(rank) else f"\nrank of the token followed: {rank:.0f}"
+        return f'<td style="{shade(p)}" {tip(more)}>{shown(word(t, layer, i), 12)}</td>'
 
     order = [(t, layer) for t in range(len(steps)) for layer in range(len(layers))]
     lines = []
@@ -96,4 +96,5 @@ def lens_table(lens: LabelledSet, *, row: int = 0, last_first: bool = True) -> V
     exact = "" if all(unsure) else " The last layer of each step is its own readout: exact, bold."
     caption = (f'<div class="cap">{escape(lens.title or "lens")}: the top token after each layer of each step, shaded by its'
                f" probability.{exact} ~ marks readings inside a step, which are approximate.</div>")  # fmt: skip
-    return View(f"{caption}<table>{head}{''.join(lines)}</table>", "Lens by step and layer")
+    table = f"<details open><summary>{len(lines)} rows, {len(places)} tokens</summary><table>{head}{''.join(lines)}</table></details>"
+    return View(caption + table, "Lens by step and layer")

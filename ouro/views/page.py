@@ -1,8 +1,9 @@
 """What all views share: the `View` object, the style sheet, colours, and text that is safe in HTML.
 
 A view never holds a script and never loads anything. Shades are one colour with an opacity, so that they read on a light
-page and on a dark one; step selectors are radio buttons and style rules. Text has the colour of what is around it: a page of
-its own follows the reader's setting, a notebook its theme (JupyterLab and VS Code say which by an attribute or a class of body).
+page and on a dark one; step selectors are radio buttons and style rules. What has a tip is a stop of the Tab key and shows the
+tip then, in a corner. Text has the colour of what is around it: a page of its own follows the reader's setting, a notebook its
+theme (JupyterLab and VS Code say which by an attribute or a class of body).
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ STYLE = """
 .ouro input{position:absolute;opacity:0}
 .ouro label{display:inline-block;padding:1px 9px;margin:0 3px 6px 0;border:1px solid rgba(128,128,128,.5);border-radius:9px;cursor:pointer}
 .ouro input:focus-visible+label{outline:2px solid Highlight}
+.ouro [tabindex]:focus-visible{outline:2px solid Highlight}
+.ouro [tabindex]:focus::after{content:attr(title);position:fixed;left:1em;bottom:1em;z-index:9;padding:.5em .8em;border:1px solid;
+border-radius:4px;background:var(--jp-layout-color0,var(--vscode-editor-background,Canvas));font-weight:400;text-align:left;white-space:pre}
 .ouro .pane{display:none}
 .ouro tr.end>*{border-top:2px solid rgba(128,128,128,.8)}
 .ouro tr.own td{font-weight:600}
@@ -110,6 +114,12 @@ def shown(token: str, longest: int = 16) -> str:
     """A token as safe text on one line: spaces and controls made visible, long ones cut."""
     text = "".join("·" if c == " " else "↵" if c == "\n" else "⇥" if c == "\t" else c if c.isprintable() else "\ufffd" for c in token)
     return escape(text if len(text) <= longest else text[: longest - 1] + "…") or "∅"
+
+
+def tip(text: str) -> str:
+    """Attributes of an element that tells more: to a pointer above it, and to the keyboard or a finger when it has the focus. `text`
+    is markup already; its first words should say what the element is, for those who hear it."""
+    return f'tabindex="0" title="{text}"'
 
 
 def step_panes(names: Sequence[str], panes: Sequence[str], chosen: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ouro.trace import Trace
-from ouro.views.page import View, shade, shown, step_panes
+from ouro.views.page import View, shade, shown, step_panes, tip
 
 Colour = Literal["exit_pdf", "exit_cdf", "probability", "entropy"]
 CAPTIONS = {
@@ -71,9 +71,9 @@ def token_view(trace: Trace, *, row: int = 0, k: int = 5, colour: Colour = "exit
 
     def cell(t: int, i: int) -> str:
         best = "\n".join(f"{p[t, row, i, j]:.3f}  {name(int(ids[t, row, i, j]))}" for j in range(ids.shape[-1]))
-        tip = (f"position {i}, step {t}\n{best}\nentropy {trace.entropy[t, row, i]:.3f} nats\n"
-               f"exit here {trace.exit_pdf[t, row, i]:.3f}, by here {trace.exit_cdf[t, row, i]:.3f}")  # fmt: skip
-        return (f'<span class="tok" style="{shade(float(strength[t, i]))}" title="{tip}"><b>{shown(tokens[i])}</b>'
+        more = (f"position {i}, step {t}\n{best}\nentropy {trace.entropy[t, row, i]:.3f} nats\n"
+                f"exit here {trace.exit_pdf[t, row, i]:.3f}, by here {trace.exit_cdf[t, row, i]:.3f}")  # fmt: skip
+        return (f'<span class="tok" role="group" style="{shade(float(strength[t, i]))}" {tip(more)}><b>{shown(tokens[i])}</b>'
                 f"<i>{name(int(ids[t, row, i, 0]))}</i></span>")  # fmt: skip
 
     panes = ['<div class="flow">' + "".join(cell(t, i) for i in range(n)) + "</div>" for t in range(trace.n_steps)]
