@@ -17,8 +17,9 @@
 #define V_TWICE _Pragma("GCC unroll 2")          /* not whole, or requests for memory are made in bursts */
 #endif
 
-#define V_MAX_TILES 4
-#define V_SHORT 8192            /* tiles of attention blocks: too short for the hardware to see a stream */
+#define V_MAX_TILES 8
+#define V_INT_TILES 4           /* the same of int8 and int4 */
+#define V_SIDE_AHEAD 2048       /* bytes ahead that one group of lanes asks for a matrix of tiles side by side */
 
 /* Where the lanes of a block stand: every third has a pointer of its own and the two behind it are reached by one and
  * two strides, which an x86 load adds by itself. One offset a lane would need more registers than there are. */
@@ -26,16 +27,20 @@
 #define V_AT(x, l, stride) ((x)[(l) / 3] + (size_t)((l) % 3) * (stride))
 
 /* what is multiplied by what */
-typedef enum v_kind { V_F32, V_MIXED, V_BF16, V_INT8, V_INT4, V_KINDS } v_kind;
+typedef enum v_kind {
+    V_F32, V_MIXED, V_BF16, V_INT8, V_INT4,
+    V_SIDE_F32, V_SIDE_MIXED, V_SIDE_BF16,      /* tiles side by side */
+    V_KINDS
+} v_kind;
+#define V_IS_SIDE(kind) ((kind) >= V_SIDE_F32)
 
 typedef struct v_job {
     const uint8_t *w;           /* first tile */
     size_t tile_bytes;          /* to the next */
+    size_t unit_bytes;          /* from one unit of a tile to the next, where tiles stand side by side */
     int groups;                 /* of L lanes, at least 1 */
     const uint8_t *x;           /* first lane */
     size_t stride;              /* bytes to the next */
-    int is_short;               /* tiles of at most V_SHORT: a whole matrix is asked for while the one before is read */
-    uintptr_t next;             /* from a place of this matrix to the same place of the next, modulo 2^64 */
     int units;                  /* 64-byte units of weights in a tile; groups of 128 or 64 k for int8, int4 */
     size_t scale_bytes;         /* before the units: int8, int4 */
     const float *xs;            /* [lanes][xs_stride] scales of the first lane, sums [lanes][2 xs_stride] */
@@ -46,9 +51,8 @@ typedef struct v_job {
     int accumulate;
     float *scratch;             /* [T * L][16] f32, int kinds: accumulators that do not fit in registers */
     size_t far;                 /* bytes ahead that the block asks for its own weights; 0: it does not */
-    int asks;                   /* it does, or for those of the next short matrix */
-    size_t soon_part;           /* bytes of the next block of tiles that each group of lanes asks for meanwhile */
-    uintptr_t soon, soon_end;   /* where the part of this group begins, where those tiles end */
+    size_t soon_part;           /* bytes of what is read next that each group of lanes asks for meanwhile */
+    uintptr_t soon, soon_end;   /* where the part of this group begins, where that ends */
     int soon_lines;             /* of 64 bytes, for each four units (float kinds) or each group of k */
 } v_job;
 
@@ -87,7 +91,6 @@ V_INLINE void bases_step(const int L, int step, const uint8_t **at)
  * which the next block reads, not in its neighbour, which this block reads itself. */
 V_INLINE uintptr_t ahead(const int T, const v_job *j, const uint8_t *w)
 {
-    if (j->is_short) return (uintptr_t)w + j->next;
     return (uintptr_t)w + j->far + (w + j->far < j->w + j->tile_bytes ? 0 : (size_t)(T - 1) * j->tile_bytes);
 }
 
@@ -113,23 +116,23 @@ V_INLINE void block_close(const int T, const int L, const v_job *j, const vf *ac
     }
 }
 
-/* one unit of T tiles into the accumulators */
-V_INLINE void unit_f32(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *const *x, int at,
-                       vf *acc)
+/* one unit of T tiles, `apart` bytes from one to the next, into the accumulators */
+V_INLINE void unit_f32(const int T, const int L, const v_job *j, const uint8_t *w, size_t apart, const uint8_t *const *x,
+                       int at, vf *acc)
 {
     vf wt[V_MAX_TILES];
-    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load((const float *)(const void *)(w + (size_t)t * j->tile_bytes));
+    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load((const float *)(const void *)(w + (size_t)t * apart));
     V_UNROLL for (int l = 0; l < L; l++) {
         vf xl = v_bcast(V_AT(x, l, j->stride) + at);
         V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_fma(wt[t], xl, acc[t * L + l]);
     }
 }
 
-V_INLINE void unit_mixed(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *const *x, int at,
-                         vf *acc)
+V_INLINE void unit_mixed(const int T, const int L, const v_job *j, const uint8_t *w, size_t apart, const uint8_t *const *x,
+                         int at, vf *acc)
 {
     v_pair wt[V_MAX_TILES];
-    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load_pair(w + (size_t)t * j->tile_bytes);
+    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load_pair(w + (size_t)t * apart);
     V_UNROLL for (int l = 0; l < L; l++) {
         vf x0 = v_bcast(V_AT(x, l, j->stride) + at);
         V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_fma(wt[t].even, x0, acc[t * L + l]);
@@ -140,11 +143,11 @@ V_INLINE void unit_mixed(const int T, const int L, const v_job *j, const uint8_t
     }
 }
 
-V_INLINE void unit_bf16(const int T, const int L, const v_job *j, const uint8_t *w, const uint8_t *const *x, int at,
-                        vf *acc)
+V_INLINE void unit_bf16(const int T, const int L, const v_job *j, const uint8_t *w, size_t apart, const uint8_t *const *x,
+                        int at, vf *acc)
 {
     v_bw wt[V_MAX_TILES];
-    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load_bw(w + (size_t)t * j->tile_bytes);
+    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_load_bw(w + (size_t)t * apart);
     V_UNROLL for (int l = 0; l < L; l++) {
         v_bx xl = v_load_bx(V_AT(x, l, j->stride) + at);
         V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_dot_bf16(acc[t * L + l], wt[t], xl);
@@ -156,17 +159,18 @@ V_INLINE void units_float(const v_kind kind, const int T, const int L, const int
 {
     const uint8_t *w = j->w, *x[V_BASES];
     bases_open(L, j->x, j->stride, x);
-    const int step = kind == V_MIXED ? 8 : 4;       /* bytes of a lane that meet one unit */
+    const int step = kind == V_MIXED || kind == V_SIDE_MIXED ? 8 : 4;       /* bytes of a lane that meet one unit */
+    const size_t apart = V_IS_SIDE(kind) ? 64 : j->tile_bytes, unit = V_IS_SIDE(kind) ? j->unit_bytes : 64;
     uintptr_t soon = j->soon;
     const uintptr_t stop = soon_stop(j);
-    for (int u = 0; u < j->units; u += 4, w += 4 * 64, bases_step(L, 4 * step, x)) {
-        const uintptr_t far = asks ? ahead(T, j, w) : 0;
+    for (int u = 0; u < j->units; u += 4, bases_step(L, 4 * step, x)) {
+        const uintptr_t far = !asks ? 0 : V_IS_SIDE(kind) ? (uintptr_t)w + V_SIDE_AHEAD : ahead(T, j, w);
         for (int i = 0; !asks && i < j->soon_lines && soon < stop; i++, soon += 64) V_PREFETCH(soon);
-        V_UNROLL for (int i = 0; i < 4; i++) {
-            if (asks) V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(far + (size_t)t * j->tile_bytes + 64 * i);
-            if (kind == V_F32) unit_f32(T, L, j, w + 64 * i, x, step * i, acc);
-            else if (kind == V_MIXED) unit_mixed(T, L, j, w + 64 * i, x, step * i, acc);
-            else unit_bf16(T, L, j, w + 64 * i, x, step * i, acc);
+        V_UNROLL for (int i = 0; i < 4; i++, w += unit) {
+            if (asks) V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH(far + (size_t)t * apart + (size_t)i * unit);
+            if (kind == V_F32 || kind == V_SIDE_F32) unit_f32(T, L, j, w, apart, x, step * i, acc);
+            else if (kind == V_MIXED || kind == V_SIDE_MIXED) unit_mixed(T, L, j, w, apart, x, step * i, acc);
+            else unit_bf16(T, L, j, w, apart, x, step * i, acc);
         }
     }
 }
@@ -175,7 +179,7 @@ V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_j
 {
     vf acc[V_MAX_TILES * V_LANES];
     block_open(T, L, j, acc);
-    if (j->asks) units_float(kind, T, L, 1, j, acc);
+    if (j->far) units_float(kind, T, L, 1, j, acc);
     else units_float(kind, T, L, 0, j, acc);
     block_close(T, L, j, acc);
 }
@@ -252,14 +256,14 @@ V_INLINE void block_int(const v_kind kind, const int T, const int L, const v_job
     for (int g = 0; g < j->units; g++) {
         vi sum[V_MAX_TILES * V_LANES];
         if (kind == V_INT8) {
-            if (j->asks) group_int8(T, L, 1, j, g, sum);
+            if (j->far) group_int8(T, L, 1, j, g, sum);
             else group_int8(T, L, 0, j, g, sum);
         } else {
-            if (j->asks) group_int4(T, L, 1, j, g, sum);
+            if (j->far) group_int4(T, L, 1, j, g, sum);
             else group_int4(T, L, 0, j, g, sum);
         }
         for (int i = 0; i < j->soon_lines && soon < stop; i++, soon += 64) V_PREFETCH(soon);
-        if (j->asks && g % 2 == 0)      /* the units come after the scales: of the next tiles what their streams leave out */
+        if (j->far && g % 2 == 0)      /* the units come after the scales: of the next tiles what their streams leave out */
             V_UNROLL for (int t = 0; t < T; t++)
                 V_PREFETCH((uintptr_t)j->w + (size_t)(T + t) * j->tile_bytes + j->far + (size_t)g * 2 * OURO_TILE);
         vf ws[V_MAX_TILES];

@@ -13,12 +13,16 @@
 V_INSTANCES(V_INSTANCE_float, V_F32)
 V_INSTANCES(V_INSTANCE_float, V_MIXED)
 V_INSTANCES(V_INSTANCE_float, V_BF16)
+V_SIDE_INSTANCES(V_INSTANCE_float, V_SIDE_F32)
+V_SIDE_INSTANCES(V_INSTANCE_float, V_SIDE_MIXED)
+V_SIDE_INSTANCES(V_INSTANCE_float, V_SIDE_BF16)
 V_INT_INSTANCES(V_INSTANCE_int, V_INT8)
 V_INT_INSTANCES(V_INSTANCE_int, V_INT4)
 
 #define V_ENTRY(kind, T, L) [kind][T][L] = V_NAME_OF(kind, T, L),
 static const v_block_fn block_table[V_KINDS][V_MAX_TILES + 1][V_LANES + 1] = {
     V_INSTANCES(V_ENTRY, V_F32) V_INSTANCES(V_ENTRY, V_MIXED) V_INSTANCES(V_ENTRY, V_BF16)
+    V_SIDE_INSTANCES(V_ENTRY, V_SIDE_F32) V_SIDE_INSTANCES(V_ENTRY, V_SIDE_MIXED) V_SIDE_INSTANCES(V_ENTRY, V_SIDE_BF16)
     V_INT_INSTANCES(V_ENTRY, V_INT8) V_INT_INSTANCES(V_ENTRY, V_INT4)
 };
 
@@ -26,8 +30,10 @@ static v_kind kind_of(const ouro_matrix *w, const ouro_acts *x)
 {
     if (w->format == OURO_INT8) return V_INT8;
     if (w->format == OURO_INT4) return V_INT4;
-    if (w->format == OURO_F32) return V_F32;
-    return x->kind == OURO_ACT_BF16 ? V_BF16 : V_MIXED;
+    const int side = w->unit_bytes != 64;
+    if (w->format == OURO_F32) return side ? V_SIDE_F32 : V_F32;
+    if (x->kind == OURO_ACT_BF16) return side ? V_SIDE_BF16 : V_BF16;
+    return side ? V_SIDE_MIXED : V_MIXED;
 }
 
 static int is_int(v_kind kind) { return kind == V_INT8 || kind == V_INT4; }
@@ -35,11 +41,10 @@ static int is_int(v_kind kind) { return kind == V_INT8 || kind == V_INT4; }
 /* what does not change from block to block */
 static v_job job_of(const ouro_matrix *w, const ouro_acts *x, v_kind kind)
 {
-    v_job j = {.tile_bytes = w->tile_bytes, .stride = x->stride, .xs_stride = (size_t)(x->kpad / OURO_GROUP)};
-    int per_unit = kind == V_F32 ? 1 : kind == V_INT8 ? OURO_GROUP : kind == V_INT4 ? OURO_GROUP4 : 2;
+    v_job j = {.tile_bytes = w->tile_bytes, .unit_bytes = w->unit_bytes, .stride = x->stride,
+               .xs_stride = (size_t)(x->kpad / OURO_GROUP)};
+    int per_unit = kind == V_F32 || kind == V_SIDE_F32 ? 1 : kind == V_INT8 ? OURO_GROUP : kind == V_INT4 ? OURO_GROUP4 : 2;
     j.units = w->kpad / per_unit;
-    j.is_short = w->tile_bytes <= V_SHORT;
-    j.next = (w->next ? (uintptr_t)w->next : (uintptr_t)w->data + ouro_matrix_bytes(w)) - (uintptr_t)w->data;
     if (is_int(kind)) j.scale_bytes = ((size_t)j.units * 2 * OURO_TILE + 63) & ~(size_t)63;
     return j;
 }
@@ -57,7 +62,7 @@ static void run_blocks(v_job *j, v_kind kind, int tiles, int lanes, int most)
 {
     while (tiles > 0) {
         int n = most < tiles ? most : tiles;
-        n = n >= 4 ? 4 : n >= 2 ? 2 : 1;
+        n = n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
         while (!block_table[kind][n][lanes]) n /= 2;
         block_table[kind][n][lanes](j);
         j->w += (size_t)n * j->tile_bytes;
@@ -108,45 +113,52 @@ static v_groups groups_in(v_kind kind, int lanes)
 }
 
 /* Who asks memory for weights? A single group of lanes for its own, ahead of itself, when it is slower than memory. Of
- * several, each asks for a part of the tiles that come next, and they are there when their turn comes. */
-static void job_asks(v_job *j, v_kind kind, int tiles, int lanes)
+ * several, each asks for a part of what comes next, and it is there when its turn comes: `tiles` more tiles or, where tiles
+ * stand side by side and are soon read, the next matrix. */
+static void job_asks(v_job *j, const ouro_matrix *w, v_kind kind, int tiles, int lanes)
 {
-    size_t groups = (size_t)groups_of(kind, lanes), lines = j->tile_bytes * (size_t)tiles / 64;
-    size_t steps = (size_t)(is_int(kind) ? j->units : j->units / 4), part = (lines + groups - 1) / groups;
-    j->far = groups == 1 ? V_AHEAD(kind, lanes) : 0;
-    j->asks = j->far || (groups == 1 && j->is_short);
+    size_t groups = (size_t)groups_of(kind, lanes), steps = (size_t)(is_int(kind) ? j->units : j->units / 4);
+    size_t lines = j->tile_bytes * (size_t)tiles / 64, parts = groups;
+    if (V_IS_SIDE(kind)) {
+        lines = w->next ? (size_t)j->units * (size_t)w->tiles : 0;
+        parts = groups * (size_t)((w->tiles + tiles - 1) / tiles);
+    }
+    size_t part = (lines + parts - 1) / parts;
+    j->far = groups > 1 ? 0 : V_IS_SIDE(kind) ? V_SIDE_AHEAD : V_AHEAD(kind, lanes);
     j->soon_lines = groups == 1 ? 0 : (int)((part + steps - 1) / steps);
     j->soon_part = part * 64;
 }
 
-/* the part of the next `tiles` tiles (of short ones: of those at the same place of the next matrix) that group `at` of
- * the set asks for */
-static void job_soon(v_job *j, int tiles, int at)
+/* the part that group `at` of `groups` asks for while `tiles` tiles from `tile` on are worked on */
+static void job_soon(v_job *j, const ouro_matrix *w, v_kind kind, int tile, int tiles, int at, int groups)
 {
-    uintptr_t next = (uintptr_t)j->w + (j->is_short ? j->next : (size_t)tiles * j->tile_bytes);
-    uintptr_t end = next + (size_t)tiles * j->tile_bytes;
-    j->soon = next + (size_t)at * j->soon_part;
-    j->soon_end = end;
+    if (V_IS_SIDE(kind)) {
+        j->soon = (uintptr_t)w->next + (size_t)(tile / tiles * groups + at) * j->soon_part;
+        j->soon_end = (uintptr_t)w->next + (w->next ? (size_t)j->units * w->unit_bytes : 0);
+        return;
+    }
+    j->soon_end = (uintptr_t)j->w + 2 * (size_t)tiles * j->tile_bytes;
+    j->soon = (uintptr_t)j->w + (size_t)tiles * j->tile_bytes + (size_t)at * j->soon_part;
 }
 
 static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1, float *out,
                    size_t out_stride, int accumulate)
 {
-    _Alignas(64) float scratch[V_MAX_TILES * V_LANES * OURO_TILE];
+    _Alignas(64) float scratch[V_INT_TILES * V_LANES * OURO_TILE];
     v_kind kind = kind_of(w, x);
     v_job j = job_of(w, x, kind);
     j.scratch = scratch;
     j.out_stride = out_stride;
     j.accumulate = accumulate;
-    int step = V_TILES(kind, lane1 - lane0);
+    int step = V_IS_SIDE(kind) ? V_SIDE_TILES(kind, lane1 - lane0) : V_TILES(kind, lane1 - lane0);
     for (int begin = lane0, end; begin < lane1; begin = end) {
         end = set_end(kind, x, begin, lane1);
-        job_asks(&j, kind, step, end - begin);
+        job_asks(&j, w, kind, step, end - begin);
         const v_groups groups = groups_in(kind, end - begin);
         for (int tile = tile0; tile < tile1; tile += step)
             for (v_run r = {.lane = begin}; run_next(&groups, &r, lane1 - lane0);) {
                 job_at(&j, w, tile, x, r.lane);
-                job_soon(&j, step, r.at);
+                job_soon(&j, w, kind, tile, step, r.at, groups.count);
                 j.groups = r.count;
                 j.out = out + (size_t)r.lane * out_stride + (size_t)tile * OURO_TILE;
                 run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, r.lanes, step);
@@ -165,7 +177,7 @@ static inline void store_swiglu(const float *pair, uint8_t *out, int as_bf16)
 static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *x, int lane0, int lane1, void *out,
                    size_t out_stride)
 {
-    _Alignas(64) float scratch[V_MAX_TILES * V_LANES * OURO_TILE], both[V_TOGETHER * 2 * OURO_TILE];
+    _Alignas(64) float scratch[V_INT_TILES * V_LANES * OURO_TILE], both[V_TOGETHER * 2 * OURO_TILE];
     v_kind kind = kind_of(w, x);
     const size_t element = kind == V_BF16 ? sizeof(uint16_t) : sizeof(float), stride = out_stride * element;
     v_job j = job_of(w, x, kind);
@@ -174,14 +186,14 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
     j.out_stride = 2 * (size_t)step * OURO_TILE;
     for (int begin = lane0, end; begin < lane1; begin = end) {
         end = set_end(kind, x, begin, lane1);
-        job_asks(&j, kind, 2 * step, end - begin);
+        job_asks(&j, w, kind, 2 * step, end - begin);
         const v_groups groups = groups_in(kind, end - begin);
         for (int pair = pair0, pairs; pair < pair1; pair += pairs) {
             pairs = pair + step <= pair1 ? step : 1;
             for (v_run r = {.lane = begin}; run_next(&groups, &r, V_TOGETHER / step);) {
                 const int n = r.lanes * r.count;
                 job_at(&j, w, 2 * pair, x, r.lane);
-                job_soon(&j, 2 * step, r.at);
+                job_soon(&j, w, kind, 2 * pair, 2 * step, r.at, groups.count);
                 j.groups = r.count;
                 j.out = both;
                 uint8_t *to = (uint8_t *)out + (size_t)r.lane * stride + (size_t)pair * OURO_TILE * element;

@@ -31,7 +31,11 @@
  *         four successive k of a row are one 32-bit word
  *   INT4  [2 groups][16] bf16 scales (padded likewise), then per 64 k: [8][16][4] bytes; the low nibble of byte
  *         (v, row, j) is q + 8 of k = 4 v + j, the high nibble of k = 32 + 4 v + j
- * kpad is cols rounded up to 8 (F32, BF16) or to 128 (INT8, INT4); padding holds zero weights. */
+ * kpad is cols rounded up to 8 (F32, BF16) or to 128 (INT8, INT4); padding holds zero weights.
+ *
+ * In weights a tile is contiguous, and few lanes read several tiles as so many streams. A block of the cache, F32 or BF16, is
+ * too short for that: its tiles stand side by side, the first units of all tiles before the second ones, and it is one stream
+ * in whatever way it is read: F32 [kpad][tiles][16], BF16 [kpad/2][tiles][16][2]. */
 typedef enum ouro_format { OURO_F32 = 0, OURO_BF16 = 1, OURO_INT8 = 2, OURO_INT4 = 3, OURO_N_FORMATS } ouro_format;
 
 typedef struct ouro_matrix {
@@ -39,9 +43,10 @@ typedef struct ouro_matrix {
     int rows, cols;          /* logical size; rows that no tile slot names are zero */
     int tiles;               /* number of 16-row tiles */
     int kpad;                /* padded cols */
-    size_t tile_bytes;       /* bytes from one tile to the next, a multiple of 64 */
+    size_t tile_bytes;       /* bytes from one tile to the next: a multiple of 64, or 64 of tiles side by side */
+    size_t unit_bytes;       /* bytes from one unit (64 bytes) of a tile to the next: 64, or 64 tiles of tiles side by side */
     uint8_t *data;           /* [tiles][tile_bytes], 64-byte aligned, owned by whoever made it */
-    const uint8_t *next;     /* a hint: what of the same size is read after it; NULL: what lies behind it */
+    const uint8_t *next;     /* a hint, tiles side by side: what of the same size is read after it, or NULL */
 } ouro_matrix;
 
 /* Rows of activations in the form that a weight format multiplies:
@@ -161,6 +166,9 @@ const ouro_kernels *ouro_kernels_select(const char *want);
 
 /* Fills in sizes for a matrix of `tiles` tiles and `cols` columns; `data` is left NULL. */
 void ouro_matrix_layout(ouro_matrix *m, ouro_format format, int rows, int cols, int tiles);
+/* the same with tiles side by side, F32 or BF16 */
+void ouro_matrix_layout_side(ouro_matrix *m, ouro_format format, int rows, int cols, int tiles);
+/* of contiguous tiles */
 static inline size_t ouro_matrix_bytes(const ouro_matrix *m) { return (size_t)m->tiles * m->tile_bytes; }
 
 /* Source types of ouro_matrix_put_row. */
@@ -180,8 +188,7 @@ void ouro_matrix_put_int4(ouro_matrix *m, int slot, const uint16_t *scales, cons
 /* Reads one row back, as f32 [cols] (dequantised). Used for embeddings and for tests. */
 void ouro_matrix_get_row(const ouro_matrix *m, int slot, float *dst);
 
-/* One 4-byte (or 2, 8) element position of a bf16 or f32 tile block, for key and value pages: offset in elements of
- * (row, k) inside a tile. */
+/* offset in elements of (row, k) inside a contiguous F32 or BF16 tile */
 static inline size_t ouro_tile_at(int format, int row, int k)
 {
     return format == OURO_F32 ? (size_t)k * OURO_TILE + (size_t)row

@@ -26,6 +26,14 @@ void ouro_matrix_layout(ouro_matrix *m, ouro_format format, int rows, int cols, 
     default: body = k * row * 2; break;
     }
     m->tile_bytes = ((scales + 63) & ~(size_t)63) + body;
+    m->unit_bytes = 64;
+}
+
+void ouro_matrix_layout_side(ouro_matrix *m, ouro_format format, int rows, int cols, int tiles)
+{
+    ouro_matrix_layout(m, format, rows, cols, tiles);
+    m->tile_bytes = 64;
+    m->unit_bytes = (size_t)tiles * 64;
 }
 
 size_t ouro_dtype_size(ouro_dtype dtype) { return dtype == OURO_DT_F32 ? 4 : 2; }

@@ -8,14 +8,10 @@
 
 /* ---- products ---------------------------------------------------------------------------------------------- */
 
-static const float *tile_f32(const ouro_matrix *w, int tile)
+/* unit u of a tile: 64 bytes */
+static const void *unit_of(const ouro_matrix *w, int tile, int u)
 {
-    return (const float *)(const void *)(w->data + (size_t)tile * w->tile_bytes);
-}
-
-static const uint16_t *tile_bf16(const ouro_matrix *w, int tile)
-{
-    return (const uint16_t *)(const void *)(w->data + (size_t)tile * w->tile_bytes);
+    return w->data + (size_t)tile * w->tile_bytes + (size_t)u * w->unit_bytes;
 }
 
 static const void *acts_row(const ouro_acts *x, int lane) { return x->data + (size_t)lane * x->stride; }
@@ -23,25 +19,20 @@ static const void *acts_row(const ouro_acts *x, int lane) { return x->data + (si
 /* acc [16]: one tile times one f32 row; bf16 weights are widened, k ascending */
 static void tile_times_f32(const ouro_matrix *w, int tile, const float *x, float *acc)
 {
-    if (w->format == OURO_F32) {
-        const float *t = tile_f32(w, tile);
-        for (int k = 0; k < w->kpad; k++)
-            for (int r = 0; r < OURO_TILE; r++) acc[r] = fmaf(t[(size_t)k * OURO_TILE + r], x[k], acc[r]);
-        return;
-    }
-    const uint16_t *t = tile_bf16(w, tile);
-    for (int k = 0; k < w->kpad; k++)
+    for (int k = 0; k < w->kpad; k++) {
+        const float *one = unit_of(w, tile, k);
+        const uint16_t *pair = unit_of(w, tile, k / 2);
         for (int r = 0; r < OURO_TILE; r++)
-            acc[r] = fmaf(ouro_bf16_to_f32(t[ouro_tile_at(OURO_BF16, r, k)]), x[k], acc[r]);
+            acc[r] = fmaf(w->format == OURO_F32 ? one[r] : ouro_bf16_to_f32(pair[2 * r + k % 2]), x[k], acc[r]);
+    }
 }
 
 /* acc [16]: one bf16 tile times one bf16 row; the odd element of each pair first, as vdpbf16ps does */
 static void tile_times_bf16(const ouro_matrix *w, int tile, const uint16_t *x, float *acc)
 {
-    const uint16_t *t = tile_bf16(w, tile);
     for (int k = 0; k < w->kpad; k += 2) {
         float x0 = ouro_bf16_to_f32(x[k]), x1 = ouro_bf16_to_f32(x[k + 1]);
-        const uint16_t *pair = t + (size_t)(k / 2) * 2 * OURO_TILE;
+        const uint16_t *pair = unit_of(w, tile, k / 2);
         for (int r = 0; r < OURO_TILE; r++) {
             acc[r] = fmaf(ouro_bf16_to_f32(pair[2 * r + 1]), x1, acc[r]);
             acc[r] = fmaf(ouro_bf16_to_f32(pair[2 * r]), x0, acc[r]);

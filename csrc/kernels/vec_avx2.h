@@ -46,6 +46,8 @@
 #define V_INT_INSTANCES V_INSTANCES
 #endif
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)
+#define V_SIDE_INSTANCES(X, kind) V_INSTANCES(X, kind) X(kind, 4, 1)
+#define V_SIDE_TILES(kind, lanes) ((lanes) <= 1 ? 4 : 1)
 
 typedef struct vf { __m256 a, b; } vf;
 /* eight i32 by type, not __m256i (four i64): see vec_avx512.h */

@@ -37,6 +37,9 @@
 #define V_INT_INSTANCES(X, kind) \
     V_ROW(X, kind, 1) V_ROW(X, kind, 2) V_ROW(X, kind, 4) V_ALONE(X, kind, 1) V_ALONE(X, kind, 2)
 #define V_INSTANCES(X, kind) V_ROW(X, kind, 1) V_ROW(X, kind, 2) V_ROW(X, kind, 4) V_MORE(X, kind, 1) V_MORE(X, kind, 2)
+/* tiles side by side: the same shapes, but all tiles at once for one or two lanes, which then read one stream */
+#define V_SIDE_INSTANCES(X, kind) V_INSTANCES(X, kind) X(kind, 8, 1) X(kind, 8, 2)
+#define V_SIDE_TILES(kind, lanes) ((lanes) <= 2 ? 8 : (lanes) <= 6 && (kind) == V_SIDE_BF16 ? 4 : 2)
 
 typedef __m512 vf;
 /* sixteen i32 by type, not __m512i (eight i64): gcc 12 copies accumulators between the two and then spills them */

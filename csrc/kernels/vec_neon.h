@@ -23,6 +23,8 @@
 /* the instances X(kind, tiles, lanes) of a register block */
 #define V_INT_INSTANCES V_INSTANCES
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)
+#define V_SIDE_INSTANCES(X, kind) V_INSTANCES(X, kind) X(kind, 4, 1)
+#define V_SIDE_TILES(kind, lanes) ((lanes) <= 1 ? 4 : 1)
 
 typedef struct vf { float32x4_t v[4]; } vf;
 typedef struct vi { int32x4_t v[4]; } vi;

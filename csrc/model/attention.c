@@ -107,20 +107,50 @@ static const uint8_t *visible_block(const ouro_workspace *ws, const ouro_lane *l
     return copied ? copy : block;
 }
 
-static void load_queries(const ouro_workspace *ws, ouro_span span, int head, int per_kv, scratch *t)
+/* What one thread works on at once: the rows of a span at `heads` kv heads from `head` on. Row r of the h-th of them is row
+ * h * rows + r of the scratch. */
+typedef struct unit {
+    ouro_workspace *ws;
+    const ouro_lane *lanes;
+    ouro_span span;
+    int slot, head, heads;
+    int per_kv, rows;            /* query heads of a kv head; rows of one head: lanes times per_kv */
+    scratch t;
+} unit;
+
+static unit unit_of(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread)
 {
     const ouro_config *c = &ws->model->config;
-    int row = 0, pad = ouro_head_pad(c);
-    for (int i = span.begin; i < span.end; i++)
-        for (int j = 0; j < per_kv; j++, row++) {
-            const float *q = ws->qkv + (size_t)i * ouro_qkv_stride(c) + (size_t)(head * per_kv + j) * (size_t)pad;
+    unit u = {.ws = ws, .lanes = lanes, .span = span, .slot = slot, .head = head, .heads = 1, .per_kv = c->n_heads / c->n_kv_heads};
+    u.rows = (span.end - span.begin) * u.per_kv;
+    cut_scratch(ws, ws->scratch[thread], &u.t);
+    return u;
+}
+
+static const ouro_lane *last_lane(const unit *u) { return &u->lanes[u->span.end - 1]; }
+static int last_block(const unit *u) { return last_lane(u)->pos / OURO_BLOCK; }
+
+/* the query of row r of the h-th head, or what comes of it: its place in rows of [lanes][stride] that hold query heads of
+ * `width` each */
+static size_t query_at(const unit *u, int h, int r, size_t stride, int width)
+{
+    return (size_t)(u->span.begin + r / u->per_kv) * stride + (size_t)((u->head + h) * u->per_kv + r % u->per_kv) * (size_t)width;
+}
+
+static void load_queries(unit *u)
+{
+    const ouro_config *c = &u->ws->model->config;
+    scratch *t = &u->t;
+    int pad = ouro_head_pad(c);
+    for (int h = 0, row = 0; h < u->heads; h++)
+        for (int r = 0; r < u->rows; r++, row++) {
             uint8_t *to = t->q.data + (size_t)row * t->q.stride;
             memset(to, 0, (size_t)t->q.kpad * sizeof(float));
-            memcpy(to, q, (size_t)c->d_head * sizeof(float));
+            memcpy(to, u->ws->qkv + query_at(u, h, r, ouro_qkv_stride(c), pad), (size_t)c->d_head * sizeof(float));
             t->m[row] = -INFINITY;
             t->l[row] = 0.0f;
         }
-    memset(t->o, 0, (size_t)row * (size_t)pad * sizeof(float));
+    memset(t->o, 0, (size_t)(u->heads * u->rows) * (size_t)pad * sizeof(float));
 }
 
 static float score_scale(const ouro_config *c) { return 1.0f / sqrtf((float)c->d_head); }
@@ -140,110 +170,120 @@ static void soften(const ouro_workspace *ws, scratch *t, int row, int visible, f
     if (alpha != 1.0f) kernels->scale_row(t->o + (size_t)row * (size_t)ouro_head_pad(c), alpha, ouro_head_pad(c));
 }
 
-/* Block b of the span's pages at one head, the block that is read after it, and the first row that sees any of it. */
+/* Block b of the span's pages at the h-th head, what is read after it, and the rows of the scratch that see any of it. */
 typedef struct block_view {
     const uint8_t *block, *next;
-    int b, first, rows;
+    int b, first, end;
     int k_tiles;                 /* of the keys that any row sees */
 } block_view;
 
-static block_view view_block(const ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int b, int slot, int head,
-                             int per_kv, scratch *t)
+static block_view view_block(unit *u, int b, int h)
 {
-    const ouro_lane *last = &lanes[span.end - 1];
-    block_view y = {.block = visible_block(ws, last, b, slot, head, t->overlaid), .b = b, .rows = (span.end - span.begin) * per_kv};
-    y.k_tiles = ouro_round_up(visible_in(last, b), OURO_TILE) / OURO_TILE;
-    if (b < last->pos / OURO_BLOCK) {
-        if (last->pages[b + 1]) y.next = ouro_kv_block(&ws->kv, last->pages[b + 1], slot, head);
-    } else if (last->pages[0] && head + 1 < ws->kv.n_kv_heads) {
-        y.next = ouro_kv_block(&ws->kv, last->pages[0], slot, head + 1);     /* what this thread is likely to read then */
-    }
-    while (lanes[span.begin + y.first / per_kv].pos < b * OURO_BLOCK) y.first += per_kv;
-    return y;
+    const ouro_lane *last = last_lane(u);
+    const ouro_kv_layout *y = &u->ws->kv;
+    int head = u->head + h;
+    block_view v = {.block = visible_block(u->ws, last, b, u->slot, head, u->t.overlaid), .b = b, .first = h * u->rows,
+                    .end = (h + 1) * u->rows};
+    v.k_tiles = ouro_round_up(visible_in(last, b), OURO_TILE) / OURO_TILE;
+    int page = b, then = head + 1;
+    if (h + 1 == u->heads) then = b < last_block(u) ? u->head : then, page = b < last_block(u) ? b + 1 : 0;
+    if (then < y->n_kv_heads && last->pages[page]) v.next = ouro_kv_block(y, last->pages[page], u->slot, then);
+    for (int i = u->span.begin; u->lanes[i].pos < b * OURO_BLOCK; i++) v.first += u->per_kv;
+    return v;
 }
 
-static void block_scores(const ouro_workspace *ws, const block_view *y, scratch *t)
+/* the lane of a row of the scratch */
+static int lane_of(const unit *u, int row) { return u->span.begin + row % u->rows / u->per_kv; }
+
+static void block_scores(unit *u, const block_view *y)
 {
-    const ouro_kernels *kernels = ws->model->kernels;
-    const float *k_scale = ouro_kv_k_scales(&ws->kv, y->block);
+    const ouro_kernels *kernels = u->ws->model->kernels;
+    const float *k_scale = ouro_kv_k_scales(&u->ws->kv, y->block);
     ouro_matrix k;
-    ouro_kv_view_k(&ws->kv, kernels, y->block, t->expanded, &k);
-    kernels->matmul[k.format][t->q.kind](&k, 0, y->k_tiles, &t->q, y->first, y->rows, t->s, OURO_BLOCK, 0);
+    ouro_kv_view_k(&u->ws->kv, kernels, y->block, u->t.expanded, &k);
+    kernels->matmul[k.format][u->t.q.kind](&k, 0, y->k_tiles, &u->t.q, y->first, y->end, u->t.s, OURO_BLOCK, 0);
     int seen = y->k_tiles * OURO_TILE;
-    for (int row = y->first; row < y->rows; row++) {
-        float *s = t->s + (size_t)row * OURO_BLOCK;
+    for (int row = y->first; row < y->end; row++) {
+        float *s = u->t.s + (size_t)row * OURO_BLOCK;
         memset(s + seen, 0, (size_t)(OURO_BLOCK - seen) * sizeof *s);
         if (k_scale) kernels->scale_scores(s, k_scale);
     }
 }
 
-static void block_values(const ouro_workspace *ws, const block_view *y, scratch *t)
+static void block_values(unit *u, const block_view *y)
 {
-    const ouro_kernels *kernels = ws->model->kernels;
+    const ouro_kernels *kernels = u->ws->model->kernels;
     ouro_matrix v;
-    ouro_kv_view_v(&ws->kv, kernels, y->block, y->next, t->expanded, &v);
-    kernels->matmul[v.format][t->p.kind](&v, 0, v.tiles, &t->p, y->first, y->rows, t->o, (size_t)ouro_head_pad(&ws->model->config), 1);
+    ouro_kv_view_v(&u->ws->kv, kernels, y->block, y->next, u->t.expanded, &v);
+    kernels->matmul[v.format][u->t.p.kind](&v, 0, v.tiles, &u->t.p, y->first, y->end, u->t.o,
+                                           (size_t)ouro_head_pad(&u->ws->model->config), 1);
 }
 
-static void merge_block(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int b, int slot, int head,
-                        int per_kv, scratch *t)
+/* z = o / l for every row */
+static void store_z(unit *u)
 {
-    block_view y = view_block(ws, lanes, span, b, slot, head, per_kv, t);
-    block_scores(ws, &y, t);
-    for (int row = y.first; row < y.rows; row++)
-        soften(ws, t, row, visible_in(&lanes[span.begin + row / per_kv], b), score_scale(&ws->model->config),
-               ouro_kv_v_scales(&ws->kv, y.block));
-    block_values(ws, &y, t);
-}
-
-/* z = o / l for every row of the span */
-static void store_z(ouro_workspace *ws, ouro_span span, int head, int per_kv, const scratch *t)
-{
-    const ouro_config *c = &ws->model->config;
-    int row = 0, pad = ouro_head_pad(c);
-    for (int i = span.begin; i < span.end; i++)
-        for (int j = 0; j < per_kv; j++, row++) {
-            float *z = ws->z + (size_t)i * (size_t)(c->n_heads * c->d_head) + (size_t)((head * per_kv + j) * c->d_head);
-            memcpy(z, t->o + (size_t)row * (size_t)pad, (size_t)c->d_head * sizeof(float));
-            ws->model->kernels->scale_row(z, 1.0f / t->l[row], c->d_head);
+    const ouro_config *c = &u->ws->model->config;
+    size_t stride = (size_t)c->n_heads * (size_t)c->d_head;
+    for (int h = 0, row = 0; h < u->heads; h++)
+        for (int r = 0; r < u->rows; r++, row++) {
+            float *z = u->ws->z + query_at(u, h, r, stride, c->d_head);
+            memcpy(z, u->t.o + (size_t)row * (size_t)ouro_head_pad(c), (size_t)c->d_head * sizeof(float));
+            u->ws->model->kernels->scale_row(z, 1.0f / u->t.l[row], c->d_head);
         }
 }
 
-void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread)
+/* Block by block, heads inside: what a page holds of them is read in one go. */
+static void attend(unit *u)
 {
-    const ouro_config *c = &ws->model->config;
-    int per_kv = c->n_heads / c->n_kv_heads;
-    scratch t;
-    cut_scratch(ws, ws->scratch[thread], &t);
-    load_queries(ws, span, head, per_kv, &t);
-    for (int b = 0; b <= lanes[span.end - 1].pos / OURO_BLOCK; b++)
-        merge_block(ws, lanes, span, b, slot, head, per_kv, &t);
-    store_z(ws, span, head, per_kv, &t);
+    float scale = score_scale(&u->ws->model->config);
+    load_queries(u);
+    for (int b = 0; b <= last_block(u); b++)
+        for (int h = 0; h < u->heads; h++) {
+            block_view y = view_block(u, b, h);
+            block_scores(u, &y);
+            for (int row = y.first; row < y.end; row++)
+                soften(u->ws, &u->t, row, visible_in(&u->lanes[lane_of(u, row)], b), scale, ouro_kv_v_scales(&u->ws->kv, y.block));
+            block_values(u, &y);
+        }
+    store_z(u);
+}
+
+int ouro_attend_at_once(const ouro_workspace *ws, int n, int n_spans)
+{
+    return n == n_spans ? ws->model->config.n_kv_heads : 1;
+}
+
+void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, int begin, int end, int slot, int thread)
+{
+    for (int heads = ws->model->config.n_kv_heads; begin < end;) {
+        unit u = unit_of(ws, lanes, ws->spans[begin / heads], slot, begin % heads, thread);
+        int fit = OURO_ATTEND_ROWS / u.rows, left = end - begin < heads - u.head ? end - begin : heads - u.head;
+        u.heads = fit < left ? fit : left;
+        attend(&u);
+        begin += u.heads;
+    }
 }
 
 /* ---- the same in pieces, for passes whose scores or patterns are looked at ------------------------------------- */
 
-/* row `row` of a span in the [lanes][H][sources] buffers */
-static float *seen_row(const ouro_workspace *ws, float *base, ouro_span span, int head, int per_kv, int row)
+/* a row of the scratch in the [lanes][H][sources] buffers, from block b on */
+static float *seen_row(const unit *u, float *base, int row, int b)
 {
-    size_t lane = (size_t)(span.begin + row / per_kv), h = (size_t)(head * per_kv + row % per_kv);
-    return base + (lane * (size_t)ws->model->config.n_heads + h) * ws->seen->sources;
+    size_t sources = u->ws->seen->sources, lane = (size_t)u->ws->model->config.n_heads * sources;
+    return base + query_at(u, row / u->rows, row % u->rows, lane, (int)sources) + (size_t)b * OURO_BLOCK;
 }
 
 void ouro_attend_scores(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread)
 {
-    const ouro_config *c = &ws->model->config;
-    int per_kv = c->n_heads / c->n_kv_heads;
-    float scale = score_scale(c);
-    scratch t;
-    cut_scratch(ws, ws->scratch[thread], &t);
-    load_queries(ws, span, head, per_kv, &t);
-    for (int b = 0; b <= lanes[span.end - 1].pos / OURO_BLOCK; b++) {
-        block_view y = view_block(ws, lanes, span, b, slot, head, per_kv, &t);
-        block_scores(ws, &y, &t);
-        for (int row = y.first; row < y.rows; row++) {
-            float *to = seen_row(ws, ws->seen->scores, span, head, per_kv, row) + b * OURO_BLOCK;
-            for (int i = 0; i < OURO_BLOCK; i++) to[i] = t.s[(size_t)row * OURO_BLOCK + (size_t)i] * scale;
+    unit u = unit_of(ws, lanes, span, slot, head, thread);
+    float scale = score_scale(&ws->model->config);
+    load_queries(&u);
+    for (int b = 0; b <= last_block(&u); b++) {
+        block_view y = view_block(&u, b, 0);
+        block_scores(&u, &y);
+        for (int row = y.first; row < y.end; row++) {
+            float *to = seen_row(&u, ws->seen->scores, row, b);
+            for (int i = 0; i < OURO_BLOCK; i++) to[i] = u.t.s[(size_t)row * OURO_BLOCK + (size_t)i] * scale;
         }
     }
 }
@@ -299,25 +339,22 @@ static void take_pattern(const ouro_workspace *ws, scratch *t, int row, const fl
 void ouro_attend_values(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread,
                         const uint8_t *changed)
 {
-    const ouro_config *c = &ws->model->config;
-    int per_kv = c->n_heads / c->n_kv_heads;
-    scratch t;
-    cut_scratch(ws, ws->scratch[thread], &t);
-    load_queries(ws, span, head, per_kv, &t);
-    for (int b = 0; b <= lanes[span.end - 1].pos / OURO_BLOCK; b++) {
-        block_view y = view_block(ws, lanes, span, b, slot, head, per_kv, &t);
-        for (int row = y.first; row < y.rows; row++) {
-            int i = span.begin + row / per_kv, visible = visible_in(&lanes[i], b), taken = changed && changed[i];
-            const float *from = seen_row(ws, taken ? ws->seen->pattern : ws->seen->scores, span, head, per_kv, row) + b * OURO_BLOCK;
-            const float *v_scale = ouro_kv_v_scales(&ws->kv, y.block);
+    unit u = unit_of(ws, lanes, span, slot, head, thread);
+    load_queries(&u);
+    for (int b = 0; b <= last_block(&u); b++) {
+        block_view y = view_block(&u, b, 0);
+        const float *v_scale = ouro_kv_v_scales(&ws->kv, y.block);
+        for (int row = y.first; row < y.end; row++) {
+            int i = lane_of(&u, row), visible = visible_in(&lanes[i], b), taken = changed && changed[i];
+            const float *from = seen_row(&u, taken ? ws->seen->pattern : ws->seen->scores, row, b);
             if (taken) {
-                take_pattern(ws, &t, row, from, visible, v_scale);
+                take_pattern(ws, &u.t, row, from, visible, v_scale);
             } else {
-                memcpy(t.s + (size_t)row * OURO_BLOCK, from, OURO_BLOCK * sizeof(float));
-                soften(ws, &t, row, visible, 1.0f, v_scale);
+                memcpy(u.t.s + (size_t)row * OURO_BLOCK, from, OURO_BLOCK * sizeof(float));
+                soften(ws, &u.t, row, visible, 1.0f, v_scale);
             }
         }
-        block_values(ws, &y, &t);
+        block_values(&u, &y);
     }
-    store_z(ws, span, head, per_kv, &t);
+    store_z(&u);
 }

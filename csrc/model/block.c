@@ -124,11 +124,11 @@ static void phase_qkv(crew *c, const ouro_lane *lanes, int n, int n_states, ouro
     }
 }
 
-static void phase_attend(crew *c, const ouro_lane *lanes, int n_spans, int slot)
+static void phase_attend(crew *c, const ouro_lane *lanes, int n, int n_spans, int slot)
 {
-    int begin, end, heads = c->ws->model->config.n_kv_heads;
-    for (ouro_work *w = crew_phase(c, n_spans * heads); crew_take(c, w, 1, &begin, &end);)
-        ouro_attend(c->ws, lanes, c->ws->spans[begin / heads], slot, begin % heads, c->thread);
+    int begin, end, most = ouro_attend_at_once(c->ws, n, n_spans);
+    for (ouro_work *w = crew_phase(c, n_spans * c->ws->model->config.n_kv_heads); crew_take(c, w, most, &begin, &end);)
+        ouro_attend(c->ws, lanes, begin, end, slot, c->thread);
 }
 
 void ouro_block_prepare(crew *c, ouro_acts *x, const float *rows, size_t stride, int cols, int n)
@@ -191,7 +191,7 @@ void ouro_block(crew *c, const ouro_lane *lanes, int n, int n_states, int n_span
     else phase_qkv(c, lanes, n, n_states, at);
     if ((n = n_states) == 0) return;
     if (want & OURO_ATTENTION_POINTS) ouro_seen_attend(c, lanes, n, n_spans, at);
-    else phase_attend(c, lanes, n_spans, at.slot);
+    else phase_attend(c, lanes, n, n_spans, at.slot);
     if (want & OURO_BIT(OURO_P_Z)) ouro_seen_z(c, lanes, n, at.layer);
     else ouro_block_prepare(c, &ws->x_heads, ws->z, z, (int)z, n);
     ouro_block_product(c, &y->o, &ws->x_heads, n, ws->y, y_stride);

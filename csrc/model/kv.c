@@ -36,17 +36,22 @@ int ouro_kv_layout_init(ouro_kv_layout *y, const ouro_config *c, ouro_kv_dtype d
     return OURO_OK;
 }
 
-/* Element offsets of (position, i) in K and V. An s8 block has the order of a bf16 one. */
+/* How many elements of a position stand together: a pair, but f32 alone. An s8 block has the order of a bf16 one. */
+static int together(const ouro_kv_layout *y) { return y->dtype == OURO_KV_F32 ? 1 : 2; }
+
+static int v_pad(const ouro_kv_layout *y) { return y->v_tiles * OURO_TILE; }
+
+/* Element offsets of (position, i) in K [k_pad / n][64 positions][n] and V [64 / n][v_pad][n], n of them together. */
 static size_t k_at(const ouro_kv_layout *y, int at, int i)
 {
-    int format = y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16;
-    return (size_t)(at / OURO_TILE) * OURO_TILE * (size_t)y->k_pad + ouro_tile_at(format, at % OURO_TILE, i);
+    int n = together(y);
+    return (size_t)(i / n * OURO_BLOCK + at) * (size_t)n + (size_t)(i % n);
 }
 
 static size_t v_at(const ouro_kv_layout *y, int at, int i)
 {
-    int format = y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16;
-    return (size_t)(i / OURO_TILE) * OURO_TILE * OURO_BLOCK + ouro_tile_at(format, i % OURO_TILE, at);
+    int n = together(y);
+    return (size_t)(at / n * v_pad(y) + i) * (size_t)n + (size_t)(at % n);
 }
 
 /* ---- rows --------------------------------------------------------------------------------------------------- */
@@ -91,35 +96,31 @@ void ouro_side_store(const ouro_kv_layout *y, uint8_t *k_row, uint8_t *v_row, co
 /* One position's key and value into a block: the order of k_at and v_at with the position's part taken out. This runs for
  * every lane, layer and head, so it is spelt out by element type. */
 #define PLACE_PAIRS(name, type)                                                                                     \
-    static void name(type *k, type *v, int at, const type *k_row, const type *v_row, int n, int k_pad)              \
+    static void name(type *k, type *v, int at, const type *k_row, const type *v_row, int n, int pad)                \
     {                                                                                                               \
-        k += (size_t)(at / OURO_TILE) * OURO_TILE * (size_t)k_pad + (size_t)(at % OURO_TILE) * 2;                   \
-        v += (size_t)(at / 2) * 2 * OURO_TILE + (size_t)(at % 2);                                                   \
+        k += (size_t)at * 2;                                                                                        \
+        v += (size_t)(at / 2) * 2 * (size_t)pad + (size_t)(at % 2);                                                 \
         for (int i = 0; i < n; i++) {                                                                               \
-            k[(size_t)(i / 2) * 2 * OURO_TILE + (size_t)(i % 2)] = k_row[i];                                        \
-            v[(size_t)(i / OURO_TILE) * OURO_TILE * OURO_BLOCK + (size_t)(i % OURO_TILE) * 2] = v_row[i];           \
+            k[(size_t)(i / 2) * 2 * OURO_BLOCK + (size_t)(i % 2)] = k_row[i];                                       \
+            v[(size_t)i * 2] = v_row[i];                                                                            \
         }                                                                                                           \
     }
 PLACE_PAIRS(place_bf16, uint16_t)
 PLACE_PAIRS(place_s8, uint8_t)
 
-static void place_f32(float *k, float *v, int at, const float *k_row, const float *v_row, int n, int k_pad)
+static void place_f32(float *k, float *v, int at, const float *k_row, const float *v_row, int n, int pad)
 {
-    k += (size_t)(at / OURO_TILE) * OURO_TILE * (size_t)k_pad + (size_t)(at % OURO_TILE);
-    v += (size_t)at * OURO_TILE;
-    for (int i = 0; i < n; i++) {
-        k[(size_t)i * OURO_TILE] = k_row[i];
-        v[(size_t)(i / OURO_TILE) * OURO_TILE * OURO_BLOCK + (size_t)(i % OURO_TILE)] = v_row[i];
-    }
+    for (int i = 0; i < n; i++) k[(size_t)i * OURO_BLOCK + (size_t)at] = k_row[i];
+    memcpy(v + (size_t)at * (size_t)pad, v_row, (size_t)n * sizeof *v);
 }
 
 void ouro_side_to_block(const ouro_kv_layout *y, uint8_t *block, int at, const uint8_t *k_row, const uint8_t *v_row)
 {
     void *k = block, *v = block + y->v_data;               /* blocks and side rows are aligned for their elements */
     const void *from_k = k_row, *from_v = v_row;
-    if (y->dtype == OURO_KV_F32) place_f32(k, v, at, from_k, from_v, y->d_head, y->k_pad);
-    else if (y->dtype == OURO_KV_BF16) place_bf16(k, v, at, from_k, from_v, y->d_head, y->k_pad);
-    else place_s8(k, v, at, from_k, from_v, y->d_head, y->k_pad);
+    if (y->dtype == OURO_KV_F32) place_f32(k, v, at, from_k, from_v, y->d_head, v_pad(y));
+    else if (y->dtype == OURO_KV_BF16) place_bf16(k, v, at, from_k, from_v, y->d_head, v_pad(y));
+    else place_s8(k, v, at, from_k, from_v, y->d_head, v_pad(y));
     if (y->dtype == OURO_KV_INT8) {
         memcpy(block + y->k_scales + (size_t)at * 4, k_row + y->d_head, 4);
         memcpy(block + y->v_scales + (size_t)at * 4, v_row + y->d_head, 4);
@@ -137,17 +138,14 @@ void ouro_kv_store(const ouro_kv_layout *y, uint8_t *block, int at, const float 
  * of elements, this fills lines: the pair (i, i + 1) of a key is one word beside those of its neighbours. */
 static void place_keys(uint16_t *k, const uint16_t *rows, int d)
 {
-    for (int i = 0; i < d; i += 2)
-        for (int r = 0; r < OURO_TILE; r++, k += 2) memcpy(k, rows + (size_t)r * (size_t)d + i, 2 * sizeof *k);
+    for (int i = 0; i < d; i += 2, k += 2 * OURO_BLOCK)
+        for (int r = 0; r < OURO_TILE; r++) memcpy(k + 2 * r, rows + (size_t)r * (size_t)d + i, 2 * sizeof *k);
 }
 
 /* the values of an even position and the next, a and b [d]: elements of a and b in turn */
 static void place_two_values(uint16_t *restrict v, const uint16_t *restrict a, const uint16_t *restrict b, int d)
 {
-    for (int tile = 0; tile < d; tile += OURO_TILE, v += OURO_TILE * OURO_BLOCK) {
-        int n = d - tile < OURO_TILE ? d - tile : OURO_TILE;
-        for (int i = 0; i < n; i++) v[2 * i] = a[tile + i], v[2 * i + 1] = b[tile + i];
-    }
+    for (int i = 0; i < d; i++) v[2 * i] = a[i], v[2 * i + 1] = b[i];
 }
 
 void ouro_kv_store_run(const ouro_kv_layout *y, const ouro_kernels *kernels, uint8_t *block, int at, int n, const float *k,
@@ -160,10 +158,10 @@ void ouro_kv_store_run(const ouro_kv_layout *y, const ouro_kernels *kernels, uin
     }
     uint16_t rows[OURO_TILE * 1024], *keys = (uint16_t *)(void *)block, *values = (uint16_t *)(void *)(block + y->v_data);
     for (size_t r = 0; r < OURO_TILE; r++) kernels->to_bf16(k + r * stride, y->d_head, y->d_head, rows + r * d);
-    place_keys(keys + (size_t)at * (size_t)y->k_pad, rows, y->d_head);
+    place_keys(keys + (size_t)at * 2, rows, y->d_head);
     for (size_t r = 0; r < OURO_TILE; r++) kernels->to_bf16(v + r * stride, y->d_head, y->d_head, rows + r * d);
     for (size_t r = 0; r < OURO_TILE; r += 2)
-        place_two_values(values + ((size_t)at + r) * OURO_TILE, rows + r * d, rows + (r + 1) * d, y->d_head);
+        place_two_values(values + ((size_t)at + r) * (size_t)v_pad(y), rows + r * d, rows + (r + 1) * d, y->d_head);
 }
 
 static float load_one(const ouro_kv_layout *y, const uint8_t *base, size_t at, const uint8_t *scale)
@@ -185,15 +183,16 @@ void ouro_kv_load(const ouro_kv_layout *y, const uint8_t *block, int at, float *
 
 void ouro_kv_copy_first(const ouro_kv_layout *y, uint8_t *to, const uint8_t *block, int n)
 {
-    size_t e = element_bytes(y->dtype), tile = OURO_BLOCK * OURO_TILE * e, used = (size_t)((n + 1) / 2 * 2) * OURO_TILE * e;
-    size_t keys = (size_t)ouro_round_up(n, OURO_TILE) * (size_t)y->k_pad * e;
-    if (block) memcpy(to, block, keys);
-    else memset(to, 0, keys);
-    for (size_t at = y->v_data; at < y->v_data + y->v_elements * e; at += tile) {
-        if (block) memcpy(to + at, block + at, used);
-        else memset(to + at, 0, used);
-        memset(to + at + used, 0, tile - used);
+    size_t e = element_bytes(y->dtype), line = (size_t)together(y) * OURO_BLOCK * e;
+    size_t keys = line / OURO_BLOCK * (size_t)ouro_round_up(n, OURO_TILE);
+    for (size_t at = 0; at < y->k_elements * e; at += line) {
+        if (block) memcpy(to + at, block + at, keys);
+        else memset(to + at, 0, keys);
     }
+    size_t values = y->v_elements * e, used = values / OURO_BLOCK * (size_t)ouro_round_up(n, 2);
+    if (block) memcpy(to + y->v_data, block + y->v_data, used);
+    else memset(to + y->v_data, 0, used);
+    memset(to + y->v_data + used, 0, values - used);
     if (y->dtype != OURO_KV_INT8) return;
     size_t scales = OURO_BLOCK * sizeof(float);
     for (int i = 0; i < 2; i++) {
@@ -263,7 +262,7 @@ void ouro_page_mean(const ouro_kv_layout *y, uint8_t *const *pages, int n, uint8
 void ouro_kv_view_k(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, uint16_t *scratch,
                     ouro_matrix *k)
 {
-    ouro_matrix_layout(k, y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16, OURO_BLOCK, y->d_head, OURO_BLOCK / OURO_TILE);
+    ouro_matrix_layout_side(k, y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16, OURO_BLOCK, y->d_head, OURO_BLOCK / OURO_TILE);
     if (y->dtype != OURO_KV_INT8) {
         k->data = (uint8_t *)(uintptr_t)block;             /* read only from here on */
         k->next = block + y->v_data;
@@ -276,7 +275,7 @@ void ouro_kv_view_k(const ouro_kv_layout *y, const ouro_kernels *kernels, const 
 void ouro_kv_view_v(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, const uint8_t *next,
                     uint16_t *scratch, ouro_matrix *v)
 {
-    ouro_matrix_layout(v, y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16, y->d_head, OURO_BLOCK, y->v_tiles);
+    ouro_matrix_layout_side(v, y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16, y->d_head, OURO_BLOCK, y->v_tiles);
     if (y->dtype != OURO_KV_INT8) {
         v->data = (uint8_t *)(uintptr_t)(block + y->v_data);
         v->next = next;

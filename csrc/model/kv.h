@@ -1,12 +1,13 @@
 /* kv.h - keys and values: one page holds 64 positions of one sequence at one step, all layers.
  *
  *   page     [layer][kv head] blocks
- *   block    K then V, each a packed matrix of kernels.h, so that attention is two products:
+ *   block    K then V, each a packed matrix of kernels.h with its tiles side by side, so that attention is two products:
  *            K: 4 tiles of 16 positions, k = d_head        scores  = K q
  *            V: d_head / 16 tiles, k = 64 positions        output += V p
- *   INT8     the same tiles in s8 and one f32 scale per position for K and for V; expanded to bf16 when read
+ *   INT8     the same order in s8 and one f32 scale per position for K and for V; expanded to bf16 when read
  *
- * A page is zero when new, so that masked positions hold finite numbers. A *side row* is the key and value of one
+ * One lane reads a block from its first byte to its last, and the blocks of several heads one behind the other: a stream
+ * that the hardware follows. A page is zero when new, so that masked positions hold finite numbers. A *side row* is the key and value of one
  * position outside of any page (a speculative token): [layer][kv head][K, V][d_head] in the type of the page.
  */
 #ifndef OURO_MODEL_KV_H

@@ -44,16 +44,40 @@ static void compare_swiglu(const ouro_kernels *k, const product *p, uint64_t *se
     free(got);
 }
 
+/* F32 or BF16 weights with their tiles side by side: the results of contiguous ones, with and without a hint of what is next */
+static void compare_side(const ouro_kernels *k, const product *p, uint64_t *seed)
+{
+    product side = *p;
+    size_t stride = (size_t)p->w.tiles * OURO_TILE, n = stride * (size_t)p->lanes;
+    float *want = calloc(n, sizeof *want), *got = calloc(n, sizeof *got);
+    ouro_matrix_layout_side(&side.w, (ouro_format)p->w.format, p->w.rows, p->w.cols, p->w.tiles);
+    side.w.data = ouro_alloc(ouro_matrix_bytes(&p->w));
+    for (size_t t = 0; t < (size_t)p->w.tiles; t++)
+        for (size_t u = 0; u < p->w.tile_bytes / 64; u++)
+            memcpy(side.w.data + t * side.w.tile_bytes + u * side.w.unit_bytes, p->w.data + t * p->w.tile_bytes + u * 64, 64);
+    for (size_t i = 0; i < n; i++) want[i] = got[i] = awkward(seed);
+    int accumulate = below(seed, 2);
+    if (below(seed, 2)) side.w.next = p->w.data;
+    ouro_kernels_scalar.matmul[p->w.format][p->x.kind](&p->w, 0, p->w.tiles, &p->x, 0, p->lanes, want, stride, accumulate);
+    k->matmul[p->w.format][p->x.kind](&side.w, 0, p->w.tiles, &p->x, 0, p->lanes, got, stride, accumulate);
+    CHECK_SAME(want, got, n, "%s side by side, format %d acts %d cols %d tiles %d lanes %d", k->name, p->w.format, p->x.kind,
+               p->w.cols, p->w.tiles, p->lanes);
+    compare_matmul(k, &side, seed, accumulate);
+    ouro_free(side.w.data);
+    free(want);
+    free(got);
+}
+
 static void test_products(const ouro_kernels *k)
 {
     uint64_t seed = 1;
     for (int round = 0; round < 400; round++) {
         const int *kind = kinds[round % 5];
         int cols = 1 + below(&seed, round % 50 == 7 ? 1200 : 300);
-        int lanes = 1 + below(&seed, round % 40 == 3 ? 200 : 30), tiles = 1 + below(&seed, 7);
+        int lanes = 1 + below(&seed, round % 40 == 3 ? 200 : round % 3 ? 30 : 3), tiles = 1 + below(&seed, round % 3 ? 7 : 10);
         product p = product_new(kind[0], kind[1], cols, tiles, lanes, &seed);
         compare_matmul(k, &p, &seed, 0);
-        if (p.x.kind != OURO_ACT_S8) compare_matmul(k, &p, &seed, 1);
+        if (p.x.kind != OURO_ACT_S8) compare_matmul(k, &p, &seed, 1), compare_side(k, &p, &seed);
         if (p.w.tiles > 1) compare_swiglu(k, &p, &seed);
         product_free(&p);
     }
