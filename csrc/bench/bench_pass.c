@@ -13,6 +13,7 @@
  */
 #include "base/cpu.h"
 #include "base/memory.h"
+#include "bench/loops.h"
 #include "kernels/kernels.h"
 #include "model/lane.h"
 #include "model/workspace.h"
@@ -22,10 +23,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 #define REPEATS 15
 #define MAX_PASS_LANES 8
@@ -148,24 +145,13 @@ static double pass(ouro_workspace *ws, ouro_lane *lanes, int n)
 
 /* ---- a plain read of the layers ------------------------------------------------------------------------------------- */
 
-static volatile int sink;
+static volatile uint64_t sink;
 
 static void read_region(void *arg, int thread, int threads)
 {
     const ouro_model *m = arg;
     size_t bytes = (size_t)layer_bytes(m) / 4096 * 4096, share = bytes / (size_t)threads / 512 * 512;
-    const uint8_t *p = m->layers[0].qkv.data + share * (size_t)thread, *stop = p + share;
-#if defined(__AVX512F__)
-    __m512i s[8] = {0};
-    for (; p < stop; p += 512)
-        for (int i = 0; i < 8; i++) s[i] = _mm512_xor_si512(s[i], _mm512_load_si512(p + 64 * i));
-    for (int i = 1; i < 8; i++) s[0] = _mm512_xor_si512(s[0], s[i]);
-    sink = _mm512_reduce_add_epi32(s[0]);
-#else
-    uint64_t s = 0, v;
-    for (; p < stop; p += 8) memcpy(&v, p, 8), s ^= v;
-    sink = (int)s;
-#endif
+    sink = ouro_read_loop_of_machine()(m->layers[0].qkv.data + share * (size_t)thread, share);
 }
 
 static double plain_read(ouro_workspace *ws)

@@ -38,15 +38,18 @@ static v_kind kind_of(const ouro_matrix *w, const ouro_acts *x)
 
 static int is_int(v_kind kind) { return kind == V_INT8 || kind == V_INT4; }
 
-/* what does not change from block to block */
-static v_job job_of(const ouro_matrix *w, const ouro_acts *x, v_kind kind)
+/* What does not change from block to block. In place: a job that is made and then copied waits for its stores. */
+static void job_open(v_job *j, const ouro_matrix *w, const ouro_acts *x, v_kind kind, float *scratch)
 {
-    v_job j = {.tile_bytes = w->tile_bytes, .unit_bytes = w->unit_bytes, .stride = x->stride,
-               .xs_stride = (size_t)(x->kpad / OURO_GROUP)};
+    *j = (v_job){0};
+    j->tile_bytes = w->tile_bytes;
+    j->unit_bytes = w->unit_bytes;
+    j->stride = x->stride;
+    j->xs_stride = (size_t)(x->kpad / OURO_GROUP);
+    j->scratch = scratch;
     int per_unit = kind == V_F32 || kind == V_SIDE_F32 ? 1 : kind == V_INT8 ? OURO_GROUP : kind == V_INT4 ? OURO_GROUP4 : 2;
-    j.units = w->kpad / per_unit;
-    if (is_int(kind)) j.scale_bytes = ((size_t)j.units * 2 * OURO_TILE + 63) & ~(size_t)63;
-    return j;
+    j->units = w->kpad / per_unit;
+    if (is_int(kind)) j->scale_bytes = ((size_t)j->units * 2 * OURO_TILE + 63) & ~(size_t)63;
 }
 
 static void job_at(v_job *j, const ouro_matrix *w, int tile, const ouro_acts *x, int lane)
@@ -75,13 +78,15 @@ static void run_blocks(v_job *j, v_kind kind, int tiles, int lanes, int most)
 static int group_lanes(v_kind kind) { return is_int(kind) ? V_INT_LANES : V_FLOAT_LANES; }
 static int groups_of(v_kind kind, int lanes)
 {
-    return is_int(kind) && lanes <= V_INT_ALONE ? 1 : (lanes + group_lanes(kind) - 1) / group_lanes(kind);
+    return lanes <= (is_int(kind) ? V_INT_ALONE : V_FLOAT_LANES) ? 1 : (lanes + group_lanes(kind) - 1) / group_lanes(kind);
 }
 
 /* End of the set of lanes that begins at `lane`: whole groups, as few sets as fit in V_CACHE, of nearly equal size. */
 static int set_end(v_kind kind, const ouro_acts *x, int lane, int end)
 {
-    int fit = (int)(V_CACHE / x->stride) / group_lanes(kind), groups = groups_of(kind, end - lane);
+    int groups = groups_of(kind, end - lane);
+    if (groups == 1) return end;
+    int fit = (int)(V_CACHE / x->stride) / group_lanes(kind);
     if (fit < 1) fit = 1;
     int sets = (groups + fit - 1) / fit;
     return sets == 1 ? end : lane + (groups + sets - 1) / sets * group_lanes(kind);
@@ -101,6 +106,8 @@ static int run_next(const v_groups *g, v_run *r, int most)
     r->lane += r->count * r->lanes;
     if (r->at == g->count) return 0;
     r->lanes = g->lanes + (r->at < g->longer);
+    r->count = 1;
+    if (r->at + 1 == g->count) return 1;
     int alike = (r->at < g->longer ? g->longer : g->count) - r->at, fit = most / r->lanes;
     r->count = fit < 1 ? 1 : fit < alike ? fit : alike;
     return 1;
@@ -109,6 +116,7 @@ static int run_next(const v_groups *g, v_run *r, int most)
 static v_groups groups_in(v_kind kind, int lanes)
 {
     int count = groups_of(kind, lanes);
+    if (count == 1) return (v_groups){1, lanes, 0};
     return (v_groups){count, lanes / count, lanes % count};
 }
 
@@ -118,20 +126,24 @@ static v_groups groups_in(v_kind kind, int lanes)
 static void job_asks(v_job *j, const ouro_matrix *w, v_kind kind, int tiles, int lanes)
 {
     size_t groups = (size_t)groups_of(kind, lanes), steps = (size_t)(is_int(kind) ? j->units : j->units / 4);
+    j->far = groups > 1 ? 0 : V_IS_SIDE(kind) ? V_SIDE_AHEAD : V_AHEAD(kind, lanes);
+    j->soon_lines = 0;
+    j->soon_part = 0;
+    if (groups == 1) return;
     size_t lines = j->tile_bytes * (size_t)tiles / 64, parts = groups;
     if (V_IS_SIDE(kind)) {
         lines = w->next ? (size_t)j->units * (size_t)w->tiles : 0;
         parts = groups * (size_t)((w->tiles + tiles - 1) / tiles);
     }
     size_t part = (lines + parts - 1) / parts;
-    j->far = groups > 1 ? 0 : V_IS_SIDE(kind) ? V_SIDE_AHEAD : V_AHEAD(kind, lanes);
-    j->soon_lines = groups == 1 ? 0 : (int)((part + steps - 1) / steps);
+    j->soon_lines = (int)((part + steps - 1) / steps);
     j->soon_part = part * 64;
 }
 
 /* the part that group `at` of `groups` asks for while `tiles` tiles from `tile` on are worked on */
 static void job_soon(v_job *j, const ouro_matrix *w, v_kind kind, int tile, int tiles, int at, int groups)
 {
+    if (!j->soon_part) return;
     if (V_IS_SIDE(kind)) {
         j->soon = (uintptr_t)w->next + (size_t)(tile / tiles * groups + at) * j->soon_part;
         j->soon_end = (uintptr_t)w->next + (w->next ? (size_t)j->units * w->unit_bytes : 0);
@@ -146,8 +158,8 @@ static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *
 {
     _Alignas(64) float scratch[V_INT_TILES * V_LANES * OURO_TILE];
     v_kind kind = kind_of(w, x);
-    v_job j = job_of(w, x, kind);
-    j.scratch = scratch;
+    v_job j;
+    job_open(&j, w, x, kind, scratch);
     j.out_stride = out_stride;
     j.accumulate = accumulate;
     int step = V_IS_SIDE(kind) ? V_SIDE_TILES(kind, lane1 - lane0) : V_TILES(kind, lane1 - lane0);
@@ -180,9 +192,9 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
     _Alignas(64) float scratch[V_INT_TILES * V_LANES * OURO_TILE], both[V_TOGETHER * 2 * OURO_TILE];
     v_kind kind = kind_of(w, x);
     const size_t element = kind == V_BF16 ? sizeof(uint16_t) : sizeof(float), stride = out_stride * element;
-    v_job j = job_of(w, x, kind);
+    v_job j;
+    job_open(&j, w, x, kind, scratch);
     const int most = V_TILES(kind, lane1 - lane0), step = most == 4 ? 2 : 1;        /* tiles of a block, pairs at once */
-    j.scratch = scratch;
     j.out_stride = 2 * (size_t)step * OURO_TILE;
     for (int begin = lane0, end; begin < lane1; begin = end) {
         end = set_end(kind, x, begin, lane1);

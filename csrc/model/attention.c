@@ -248,10 +248,10 @@ static void attend(unit *u)
     store_z(u);
 }
 
-int ouro_attend_at_once(const ouro_workspace *ws, int n, int n_spans)
-{
-    return n == n_spans ? ws->model->config.n_kv_heads : 1;
-}
+/* Eight heads (256 KiB of a page) one behind the other are read faster than four; a thread takes a quarter of this at the least. */
+#define UNITS_AT_ONCE 32
+
+int ouro_attend_at_once(int n, int n_spans) { return n == n_spans ? UNITS_AT_ONCE : 1; }
 
 void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, int begin, int end, int slot, int thread)
 {

@@ -14,7 +14,7 @@ int ouro_attention_spans(const ouro_lane *lanes, int n, int heads_per_kv, ouro_s
  * read. Heads of a span that a thread takes together are read together. */
 void ouro_attend(ouro_workspace *ws, const ouro_lane *lanes, int begin, int end, int slot, int thread);
 /* How many units a thread should take at a time: for lanes that are a span each, several; n lanes, n_spans spans. */
-int ouro_attend_at_once(const ouro_workspace *ws, int n, int n_spans);
+int ouro_attend_at_once(int n, int n_spans);
 
 /* One span at one kv head in three pieces with ws->seen's scores and pattern between them; the bits of ouro_attend for every lane
  * whose scores were left alone and whose pattern is not marked in `changed` ([lanes] or NULL). */

@@ -126,7 +126,7 @@ static void phase_qkv(crew *c, const ouro_lane *lanes, int n, int n_states, ouro
 
 static void phase_attend(crew *c, const ouro_lane *lanes, int n, int n_spans, int slot)
 {
-    int begin, end, most = ouro_attend_at_once(c->ws, n, n_spans);
+    int begin, end, most = ouro_attend_at_once(n, n_spans);
     for (ouro_work *w = crew_phase(c, n_spans * c->ws->model->config.n_kv_heads); crew_take(c, w, most, &begin, &end);)
         ouro_attend(c->ws, lanes, begin, end, slot, c->thread);
 }
