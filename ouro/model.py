@@ -549,6 +549,26 @@ class Model:
         """
         save_packed(self._core, self.path, Path(directory))
 
+    def reserve(self, n_tokens: int) -> int:
+        """Make and touch the key/value pages of `n_tokens` positions now, so that the next prompt does not wait for new memory.
+
+        The system has to find and clear memory that is used for the first time, and a virtual machine may have to ask its host
+        for it (docs/speed.md, "First touch"). Pages are kept as those of a finished call are: at most 1 GiB, until `free_pages`.
+
+        Returns
+        -------
+        int
+            Bytes of the pages that are kept now.
+
+        Raises
+        ------
+        MemoryError
+            When the machine has less memory than that.
+        ValueError
+            For fewer than no tokens.
+        """
+        return self._core.reserve_pages(n_tokens)
+
     def free_pages(self) -> int:
         """Give back the key/value pages that are kept for the next call, at most 1 GiB; their bytes. `ouro.free_memory` does so
         for every model."""

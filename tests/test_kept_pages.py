@@ -39,6 +39,17 @@ def test_free_memory_asks_every_model_that_lives():
     assert ouro.free_memory() == 0
 
 
+def test_pages_are_made_beforehand():
+    model, fresh = ouro.load("ouro-tiny"), ouro.load("ouro-tiny")
+    ids = list(range(1, 100))
+    assert model.reserve(100) == model._core.kept_pages() == pages(model, 100)
+    assert model.reserve(30) == pages(model, 100), "no fewer than there are"
+    np.testing.assert_array_equal(model.trace(ids).logits, fresh.trace(ids).logits)
+    assert model._core.kept_pages() == pages(model, 100), "they were used"
+    with pytest.raises(ValueError, match="n_tokens is -1"):
+        model.reserve(-1)
+
+
 def test_an_engine_may_use_what_is_kept():
     model = ouro.load("ouro-tiny")
     ids = list(range(1, 130))

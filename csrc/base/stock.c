@@ -43,6 +43,17 @@ void ouro_stock_give(ouro_stock *s, void *p)
     if (!keep) ouro_big_free(p, s->block_bytes);
 }
 
+size_t ouro_stock_fill(ouro_stock *s, size_t bytes)
+{
+    if (bytes > s->limit) bytes = s->limit;
+    while (ouro_stock_kept(s) + s->block_bytes <= bytes) {
+        void *p = ouro_big_alloc(s->block_bytes);
+        if (!p) break;
+        ouro_stock_give(s, memset(p, 0, s->block_bytes));
+    }
+    return ouro_stock_kept(s);
+}
+
 size_t ouro_stock_kept(ouro_stock *s)
 {
     pthread_mutex_lock(&s->lock);

@@ -3,6 +3,8 @@
 #include "python/exits.h"
 
 #include "base/cpu.h"
+#include "base/memory.h"
+#include "engine/cache.h"
 #include "engine/trace.h"
 #include "tap/plan.h"
 
@@ -409,6 +411,24 @@ static PyObject *model_kept_pages(PyObject *o, PyObject *unused)
     return PyLong_FromSize_t(self->ws ? ouro_stock_kept(&self->ws->pages) : 0);
 }
 
+/* reserve_pages(n_positions) -> bytes that are kept then */
+static PyObject *model_reserve_pages(PyObject *o, PyObject *args)
+{
+    model_object *self = (model_object *)o;
+    int n;
+    if (!PyArg_ParseTuple(args, "i", &n) || !ouro_model_is_ready(self)) return NULL;
+    if (n < 0) return PyErr_Format(PyExc_ValueError, "n_tokens is %d, expected 0 or more", n);
+    size_t bytes = ouro_cache_bytes(&self->ws->kv, n, self->model->config.n_steps), kept = ouro_stock_kept(&self->ws->pages);
+    if (bytes > OURO_KEPT_PAGES) bytes = OURO_KEPT_PAGES;
+    if (bytes > kept && bytes - kept > ouro_available_memory())
+        return PyErr_Format(PyExc_MemoryError, "pages of %d tokens need %zu more bytes, %zu are free", n, bytes - kept,
+                            ouro_available_memory());
+    Py_BEGIN_ALLOW_THREADS
+    kept = ouro_stock_fill(&self->ws->pages, bytes);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromSize_t(kept);
+}
+
 static PyObject *model_free_pages(PyObject *o, PyObject *unused)
 {
     (void)unused;
@@ -433,6 +453,7 @@ static PyMethodDef methods[] = {
     {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
     {"save", ouro_model_save, METH_VARARGS, "save($self, path, progress=None, /)\n--\n\nWrites the packed weights as one file."},
     {"kept_pages", model_kept_pages, METH_NOARGS, "kept_pages($self)\n--\n\nBytes of cache pages that no request holds and that are kept for the next."},
+    {"reserve_pages", model_reserve_pages, METH_VARARGS, "reserve_pages($self, n_positions, /)\n--\n\nMakes cache pages beforehand; the bytes that are kept then."},
     {"free_pages", model_free_pages, METH_NOARGS, "free_pages($self)\n--\n\nGives the kept cache pages back to the system; their bytes."},
     {"info", model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},
     {NULL, NULL, 0, NULL},

@@ -85,6 +85,9 @@ static void test_stock(void)
     EXPECT(again == p[2], "the last that was kept comes first");
     EXPECT(ouro_stock_empty(&s) == 2 * BYTES && ouro_stock_empty(&s) == 0 && ouro_stock_kept(&s) == 0, "emptied");
     ouro_stock_give(&s, again);
+    EXPECT(ouro_stock_fill(&s, BYTES) == BYTES, "filled with what is there");
+    EXPECT(ouro_stock_fill(&s, 3 * BYTES - 1) == 2 * BYTES, "whole blocks");
+    EXPECT(ouro_stock_fill(&s, SIZE_MAX) == 3 * BYTES && ouro_stock_kept(&s) == 3 * BYTES, "filled up to the limit");
     ouro_stock_fini(&s);
 }
 

