@@ -4,7 +4,7 @@
  * lanes) in GFLOP/s against the peak of the multiply-add that the format uses, measured here by a loop of independent
  * instructions, one and two threads. Each figure is the best of a few repeats, by the processor time of the slowest thread.
  *
- *   bench_kernels [MEGABYTES of weights for decoding = 512] [table = the best] [decode|prefill|attention|all]
+ *   bench_kernels [MEGABYTES of weights for decoding = 512] [table = the best] [decode|prefill|all]
  *   bench_kernels 1 best sgemm LIBRARY      own float32 products and those of an OpenBLAS (ouro/_libs), taking turns; with
  *                                           OPENBLAS_CORETYPE unset, so that it takes the kernels it has for the machine
  */
@@ -92,7 +92,7 @@ static void run_product(work *j, int thread, int threads)
 {
     int begin = j->w->tiles * thread / threads, end = j->w->tiles * (thread + 1) / threads;
     for (int i = 0; i < j->repeats; i++)
-        j->k->matmul[j->w->format][j->acts](j->w, begin, end, j->x, 0, j->lanes, j->out, j->out_stride, 0);
+        j->k->matmul[j->w->format][j->acts](j->w, begin, end, j->x, 0, j->lanes, j->out, j->out_stride, NULL);
 }
 
 static void run_read(work *j, int thread, int threads)
@@ -294,54 +294,6 @@ static void sgemm(const ouro_kernels *k, const char *library)
     ouro_blas_close(blas);
 }
 
-/* Attention's two products over many blocks of 64 positions, one head: keys (4 tiles, k = 128) and values (8 tiles,
- * k = 64, chained). */
-typedef struct attention_case { ouro_matrix keys, values; ouro_acts query, weights; int blocks; } attention_case;
-static attention_case cell;
-
-static void run_attention(work *j, int thread, int threads)
-{
-    float scores[64 * 64], z[64 * 128] = {0};
-    int begin = cell.blocks * thread / threads, end = cell.blocks * (thread + 1) / threads;
-    for (int r = 0; r < j->repeats; r++)
-        for (int b = begin; b < end; b++) {
-            ouro_matrix key = cell.keys, value = cell.values;
-            key.data += (size_t)b * 4 * key.tile_bytes;
-            value.data += (size_t)b * 8 * value.tile_bytes;
-            j->k->matmul[OURO_BF16][OURO_ACT_BF16](&key, 0, 4, &cell.query, 0, j->lanes, scores, 64, 0);
-            j->k->matmul[OURO_BF16][OURO_ACT_BF16](&value, 0, 8, &cell.weights, 0, j->lanes, z, 128, 1);
-        }
-    sink = scores[0] + z[0];
-}
-
-static void attention(const ouro_kernels *k)
-{
-    static const int lanes[] = {1, 2, 8, 16, 64};
-    cell.blocks = 8192;
-    ouro_matrix_layout(&cell.keys, OURO_BF16, 64 * cell.blocks, 128, 4 * cell.blocks);
-    ouro_matrix_layout(&cell.values, OURO_BF16, 128 * cell.blocks, 64, 8 * cell.blocks);
-    cell.keys.data = ouro_big_alloc(ouro_matrix_bytes(&cell.keys));
-    cell.values.data = ouro_big_alloc(ouro_matrix_bytes(&cell.values));
-    memset(cell.keys.data, 0, ouro_matrix_bytes(&cell.keys));
-    memset(cell.values.data, 0, ouro_matrix_bytes(&cell.values));
-    cell.query = make_acts(OURO_ACT_BF16, 128, 64);
-    cell.weights = make_acts(OURO_ACT_BF16, 64, 64);
-    double bytes = (double)(ouro_matrix_bytes(&cell.keys) + ouro_matrix_bytes(&cell.values)) * 1e-9;
-    printf("\nattention products, %s, bf16, dh 128, %d blocks\n%7s %7s %9s %9s\n", k->name, cell.blocks, "threads", "lanes",
-           "GB/s", "GFLOP/s");
-    for (int threads = 1; threads <= MAX_THREADS; threads++)
-        for (int i = 0; i < 5; i++) {
-            work j = {.run = run_attention, .k = k, .lanes = lanes[i], .repeats = 1};
-            double seconds = best_time(&j, threads, 3);
-            printf("%7d %7d %9.1f %9.0f\n", threads, lanes[i], bytes / seconds,
-                   4.0 * 64 * 128 * lanes[i] * cell.blocks / seconds * 1e-9);
-        }
-    ouro_big_free(cell.keys.data, ouro_matrix_bytes(&cell.keys));
-    ouro_big_free(cell.values.data, ouro_matrix_bytes(&cell.values));
-    free_acts(&cell.query);
-    free_acts(&cell.weights);
-}
-
 int main(int argc, char **argv)
 {
     size_t bytes = (size_t)(argc > 1 ? atoi(argv[1]) : 512) << 20;
@@ -354,7 +306,6 @@ int main(int argc, char **argv)
     int all = !strcmp(what, "all");
     if (all || !strcmp(what, "decode")) decode(k, bytes);
     if (all || !strcmp(what, "prefill")) prefill(k);
-    if (all || !strcmp(what, "attention")) attention(k);
     if (!strcmp(what, "sgemm") && argc > 4) sgemm(k, argv[4]);
     return 0;
 }

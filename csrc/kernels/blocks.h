@@ -48,7 +48,7 @@ typedef struct v_job {
     size_t xs_stride;
     float *out;                 /* [lanes][out_stride], T * 16 columns */
     size_t out_stride;
-    int accumulate;
+    const float *kept;          /* factors of the lanes for what is there; NULL: accumulators start at 0 */
     float *scratch;             /* [T * L][16] f32, int kinds: accumulators that do not fit in registers */
     size_t far;                 /* bytes ahead that the block asks for its own weights; 0: it does not */
     size_t soon_part;           /* bytes of what is read next that each group of lanes asks for meanwhile */
@@ -65,6 +65,7 @@ V_INLINE void job_next(const int L, v_job *j)
     j->xs += (size_t)L * j->xs_stride;
     j->sum += (size_t)L * 2 * j->xs_stride;
     j->out += (size_t)L * j->out_stride;
+    if (j->kept) j->kept += L;
     j->soon += j->soon_part;
 }
 
@@ -96,7 +97,7 @@ V_INLINE uintptr_t ahead(const int T, const v_job *j, const uint8_t *w)
 
 V_INLINE void block_open(const int T, const int L, const v_job *j, vf *acc)
 {
-    if (!j->accumulate) {
+    if (!j->kept) {
         /* the lines of the output, so that its stores do not wait for them at the end and hold up others */
         V_UNROLL for (int l = 0; l < L; l++)
             V_UNROLL for (int t = 0; t < T; t++) V_PREFETCH_OUT(j->out + (size_t)l * j->out_stride + t * OURO_TILE);
@@ -104,7 +105,8 @@ V_INLINE void block_open(const int T, const int L, const v_job *j, vf *acc)
         return;
     }
     V_UNROLL for (int l = 0; l < L; l++) {
-        V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_load(j->out + (size_t)l * j->out_stride + t * OURO_TILE);
+        vf kept = v_set1(j->kept[l]);
+        V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_mul(v_load(j->out + (size_t)l * j->out_stride + t * OURO_TILE), kept);
     }
 }
 

@@ -115,7 +115,7 @@ static bool agrees(const ouro_kernels *k, int format, int kind, test_data *d)
 
     size_t stride = TEST_TILES * OURO_TILE;
     const ouro_kernels *both[2] = {&ouro_kernels_scalar, k};
-    for (int i = 0; i < 2; i++) both[i]->matmul[format][kind](&w, 0, TEST_TILES, &x, 0, TEST_LANES, d->out[i][0], stride, 0);
+    for (int i = 0; i < 2; i++) both[i]->matmul[format][kind](&w, 0, TEST_TILES, &x, 0, TEST_LANES, d->out[i][0], stride, NULL);
     if (memcmp(d->out[0], d->out[1], sizeof d->out[0])) return false;
     memset(d->out, 0, sizeof d->out);
     for (int i = 0; i < 2; i++) both[i]->swiglu[format][kind](&w, 0, TEST_TILES / 2, &x, 0, TEST_LANES, d->out[i][0], stride);

@@ -154,14 +154,13 @@ static void job_soon(v_job *j, const ouro_matrix *w, v_kind kind, int tile, int 
 }
 
 static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1, float *out,
-                   size_t out_stride, int accumulate)
+                   size_t out_stride, const float *kept)
 {
     _Alignas(64) float scratch[V_INT_TILES * V_LANES * OURO_TILE];
     v_kind kind = kind_of(w, x);
     v_job j;
     job_open(&j, w, x, kind, scratch);
     j.out_stride = out_stride;
-    j.accumulate = accumulate;
     int step = V_IS_SIDE(kind) ? V_SIDE_TILES(kind, lane1 - lane0) : V_TILES(kind, lane1 - lane0);
     for (int begin = lane0, end; begin < lane1; begin = end) {
         end = set_end(kind, x, begin, lane1);
@@ -172,6 +171,7 @@ static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *
                 job_at(&j, w, tile, x, r.lane);
                 job_soon(&j, w, kind, tile, step, r.at, groups.count);
                 j.groups = r.count;
+                j.kept = kept ? kept + r.lane : NULL;
                 j.out = out + (size_t)r.lane * out_stride + (size_t)tile * OURO_TILE;
                 run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, r.lanes, step);
             }
@@ -232,7 +232,7 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
                [OURO_INT8] = {[OURO_ACT_S8] = swiglu}, \
                [OURO_INT4] = {[OURO_ACT_S8] = swiglu}}, \
     .swiglu_rows = swiglu_rows, .rmsnorm = rmsnorm, .add_rmsnorm = add_rmsnorm, .dot = dot, .to_bf16 = to_bf16, \
-    .to_s8 = to_s8, .rope = rope, .softmax_f32 = softmax_f32, .softmax_bf16 = softmax_bf16, .scale_row = scale_row, \
+    .to_s8 = to_s8, .rope = rope, .softmax = {[OURO_ACT_F32] = softmax_f32, [OURO_ACT_BF16] = softmax_bf16}, .scale_row = scale_row, \
     .keep_row = keep_row, .keep_done = keep_done, \
     .scale_scores = scale_scores, .scale_weights = scale_weights, \
     .softmax_stats = softmax_stats, .s8_to_bf16 = s8_to_bf16}

@@ -69,15 +69,23 @@ typedef struct ouro_acts {
  *   bf16 acts: per pair acc = fma(w[k+1], x[k+1], acc) then acc = fma(w[k], x[k], acc)   (what vdpbf16ps does)
  *   s8 acts:   per group g, i = exact integer sum of (stored - offset) * q; acc = fma((float)i, ws * xs, acc)
  *              with ws * xs rounded to f32 first; groups ascending (int4: 64 k a group, xs of the 128 around it)
- * acc starts at 0, or at `out` when `accumulate` is not 0 (float kinds only): the chain goes on. */
+ * acc starts at 0 or, with `kept` (float kinds only), at the product of `out` and kept[lane], rounded: the chain goes on. */
 typedef void (*ouro_matmul_fn)(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1,
-                               float *out, size_t out_stride, int accumulate);
+                               float *out, size_t out_stride, const float *kept);
 
 /* The same for a matrix whose tiles alternate gate, up, gate, up: for pairs [pair0, pair1)
  *   out[lane][pair * 16 + r] = silu(gate) * up,  silu(g) = g / (1 + exp(-g))
  * stored as bf16 when x is bf16 (out_stride in elements of what is stored), f32 otherwise. */
 typedef void (*ouro_swiglu_fn)(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *x, int lane0, int lane1,
                                void *out, size_t out_stride);
+
+/* One block of 64 scores of each of n query rows, online softmax. s [n][64] raw products; the first visible[r] (1..64) of row r
+ * are seen. For each row, with scale > 0:
+ *   x_i = s_i * scale;  m' = max(m, max x_i);  alpha = exp(m - m');  p_i = exp(x_i - m'), 0 beyond visible
+ *   l = fma(l, alpha, tree sum of p_i as stored);  m = m'
+ * p [n] rows of 64 f32 or bf16, `stride` bytes apart; m, l, alpha [n] f32. */
+typedef void (*ouro_softmax_fn)(const float *s, int n, const int *visible, float scale, float *m, float *l, float *alpha,
+                                void *p, size_t stride);
 
 typedef struct ouro_kernels {
     const char *name;        /* "scalar", "avx2", "avx_vnni" ...: the name of its file */
@@ -106,12 +114,7 @@ typedef struct ouro_kernels {
      *   x[i] = fma(-b, s[i], a * c[i]);  x[i + dh/2] = fma(a, s[i], b * c[i]);  c, s [dh/2] f32 */
     void (*rope)(float *x, const float *c, const float *s, int dh);
 
-    /* One block of 64 scores of one query row, online softmax. s [64] raw products; the first n (1..64) are visible.
-     *   x_i = s_i * scale;  m' = max(*m, max x_i);  alpha = exp(*m - m');  p_i = exp(x_i - m'), 0 beyond n
-     *   *l = fma(*l, alpha, tree sum of p_i as stored);  *m = m';  returns alpha
-     * p is stored as f32 [64] (softmax_f32) or bf16 [64] (softmax_bf16; the sum is over the rounded values). */
-    float (*softmax_f32)(const float *s, int n, float scale, float *m, float *l, float *p);
-    float (*softmax_bf16)(const float *s, int n, float scale, float *m, float *l, uint16_t *p);
+    ouro_softmax_fn softmax[OURO_N_ACTS];                  /* F32, BF16: what p is stored as */
 
     /* x[n] *= a */
     void (*scale_row)(float *x, float a, int n);

@@ -7,13 +7,12 @@
 #include "kernels/math.h"
 
 #define V_WIDTH 16
+#define V_SOFTMAX_ROWS 16       /* rows of attention whose maxima, factors and sums are one vector */
 #define V_STATS_CHUNK 512       /* elements of a row whose maximum is taken before it is compared */
 
-static inline vf v_exp(vf x)
+/* exp of `given`, of which x is the part in the range of exp */
+static inline vf v_exp_of(vf given, vf x)
 {
-    vf given = x, lo = v_set1(OURO_EXP_LO);
-    x = v_max(x, lo);
-    x = v_min(x, v_set1(OURO_EXP_HI));
     vf n = v_rint(v_mul(x, v_set1(OURO_LOG2E)));
     vf r = v_fma(n, v_set1(-OURO_LN2_HI), x);
     r = v_fma(n, v_set1(-OURO_LN2_LO), r);
@@ -23,8 +22,12 @@ static inline vf v_exp(vf x)
     p = v_fma(p, r, v_set1(OURO_EXP_C2));
     p = v_fma(p, r, v_set1(OURO_EXP_C1));
     p = v_fma(p, r, v_set1(OURO_EXP_C0));
-    return v_zero_below(given, lo, v_mul(p, v_pow2(n)));
+    return v_zero_below(given, v_set1(OURO_EXP_LO), v_scale2(p, n));
 }
+
+static inline vf v_exp(vf x) { return v_exp_of(x, v_min(v_max(x, v_set1(OURO_EXP_LO)), v_set1(OURO_EXP_HI))); }
+/* the same of an x that is at most OURO_EXP_HI, or NaN */
+static inline vf v_exp_low(vf x) { return v_exp_of(x, v_max(x, v_set1(OURO_EXP_LO))); }
 
 static inline vf v_silu(vf g) { return v_div(g, v_add(v_set1(1.0f), v_exp(v_neg(g)))); }
 
@@ -121,51 +124,102 @@ static void rope(float *x, const float *c, const float *s, int dh)
     }
 }
 
-/* what the two softmax forms share: x [4] vectors of scaled scores, the new maximum, alpha */
-static inline float softmax_open(const float *s, int n, float scale, float *m, vf *x)
+#ifndef V_FOLD_FOUR
+static inline void v_tree_four(const vf *a, float *y)
 {
-    vf old = v_set1(*m), top = old;
-    for (int i = 0; i < OURO_BLOCK / V_WIDTH; i++) {
-        int left = n - i * V_WIDTH;
-        x[i] = v_mul(v_load(s + i * V_WIDTH), v_set1(scale));
-        if (left >= V_WIDTH) top = v_max(x[i], top);
-        else top = v_max(v_first_of(x[i], old, left > 0 ? left : 0), top);
+    for (int i = 0; i < 4; i++) y[i] = v_tree(a[i]);
+}
+static inline void v_max_four(const vf *a, float *y)
+{
+    for (int i = 0; i < 4; i++) y[i] = v_reduce_max(a[i]);
+}
+#endif
+
+/* the largest of the first n of 64, sixteen at a time: a vector whose largest element it is */
+static inline vf softmax_top(const float *s, int n)
+{
+    vf none = v_set1(-INFINITY), top = none;
+    if (n == OURO_BLOCK) {
+        V_UNROLL for (int i = 0; i < OURO_BLOCK; i += V_WIDTH) top = v_max(v_load(s + i), top);
+        return top;
     }
-    float now = v_reduce_max(top) + 0.0f, alpha = ouro_expf(*m - now);
-    *m = now;
-    return alpha;
+    for (int i = 0; i < n; i += V_WIDTH) top = v_max(v_first_of(v_load(s + i), none, n < i + V_WIDTH ? n - i : V_WIDTH), top);
+    return top;
 }
 
-/* exp(x - m) for the first `left` of sixteen, 0 for the others */
-static inline vf softmax_part(vf x, float m, int left)
+/* p of sixteen scores, of which the first n are seen, and its part of the sum */
+static inline vf softmax_part(const int as_bf16, const float *s, int n, vf scale, vf m, void *p, int at, vf sum)
 {
-    vf p = v_exp(v_sub(x, v_set1(m)));
-    return left >= V_WIDTH ? p : v_first_of(p, v_zero(), left > 0 ? left : 0);
+    vf e = v_exp_low(v_sub(v_mul(v_load(s + at), scale), m));
+    if (n < V_WIDTH) e = v_first_of(e, v_zero(), n > 0 ? n : 0);
+    if (as_bf16) {
+        v_store_bf16((uint16_t *)p + at, e);
+        e = v_widen_bf16((uint16_t *)p + at);
+    } else {
+        v_store((float *)p + at, e);
+    }
+    return v_add(sum, e);
 }
 
-static float softmax_f32(const float *s, int n, float scale, float *m, float *l, float *p)
+/* p of one row; returns its sixteen partial sums */
+static inline vf softmax_row(const int as_bf16, const float *s, int n, vf scale, vf m, void *p)
 {
-    vf x[OURO_BLOCK / V_WIDTH], sum = v_zero();
-    float alpha = softmax_open(s, n, scale, m, x);
-    for (int i = 0; i < OURO_BLOCK / V_WIDTH; i++) {
-        vf e = softmax_part(x[i], *m, n - i * V_WIDTH);
-        v_store(p + i * V_WIDTH, e);
-        sum = v_add(sum, e);
+    vf sum = v_zero();
+    if (n == OURO_BLOCK) {
+        V_UNROLL for (int i = 0; i < OURO_BLOCK; i += V_WIDTH) sum = softmax_part(as_bf16, s, V_WIDTH, scale, m, p, i, sum);
+        return sum;
     }
-    *l = fmaf(*l, alpha, v_tree(sum));
-    return alpha;
+    for (int i = 0; i < OURO_BLOCK; i += V_WIDTH) sum = softmax_part(as_bf16, s, n - i, scale, m, p, i, sum);
+    return sum;
 }
 
-static float softmax_bf16(const float *s, int n, float scale, float *m, float *l, uint16_t *p)
+/* At most V_SOFTMAX_ROWS rows. The largest scaled score is the largest score, scaled: rounding keeps the order. */
+static inline void softmax_some(const int as_bf16, const float *s, int n, const int *visible, float scale, float *m, float *l,
+                                float *alpha, uint8_t *p, size_t stride)
 {
-    vf x[OURO_BLOCK / V_WIDTH], sum = v_zero();
-    float alpha = softmax_open(s, n, scale, m, x);
-    for (int i = 0; i < OURO_BLOCK / V_WIDTH; i++) {
-        v_store_bf16(p + i * V_WIDTH, softmax_part(x[i], *m, n - i * V_WIDTH));
-        sum = v_add(sum, v_widen_bf16(p + i * V_WIDTH));
+    float top[V_SOFTMAX_ROWS], sum[V_SOFTMAX_ROWS];
+    vf four[4];
+    int r = 0;
+    for (; r + 4 <= n; r += 4) {
+        V_UNROLL for (int i = 0; i < 4; i++) four[i] = softmax_top(s + (size_t)(r + i) * OURO_BLOCK, visible[r + i]);
+        v_max_four(four, top + r);
     }
-    *l = fmaf(*l, alpha, v_tree(sum));
-    return alpha;
+    for (; r < n; r++) top[r] = v_reduce_max(softmax_top(s + (size_t)r * OURO_BLOCK, visible[r]));
+    vf old = v_load_n(m, n), factor = v_set1(scale);
+    vf now = v_add(v_max(v_mul(v_load_n(top, n), factor), old), v_zero());
+    v_store(top, now);
+    for (r = 0; r + 4 <= n; r += 4) {
+        V_UNROLL for (int i = 0; i < 4; i++)
+            four[i] = softmax_row(as_bf16, s + (size_t)(r + i) * OURO_BLOCK, visible[r + i], factor, v_set1(top[r + i]),
+                                  p + (size_t)(r + i) * stride);
+        v_tree_four(four, sum + r);
+    }
+    for (; r < n; r++)
+        sum[r] = v_tree(softmax_row(as_bf16, s + (size_t)r * OURO_BLOCK, visible[r], factor, v_set1(top[r]), p + (size_t)r * stride));
+    vf a = v_exp(v_sub(old, now));
+    v_store_n(m, now, n);
+    v_store_n(alpha, a, n);
+    v_store_n(l, v_fma(v_load_n(l, n), a, v_load_n(sum, n)), n);
+}
+
+static inline void softmax_rows(const int as_bf16, const float *s, int n, const int *visible, float scale, float *m, float *l,
+                                float *alpha, void *p, size_t stride)
+{
+    for (int r = 0; r < n; r += V_SOFTMAX_ROWS)
+        softmax_some(as_bf16, s + (size_t)r * OURO_BLOCK, n - r < V_SOFTMAX_ROWS ? n - r : V_SOFTMAX_ROWS, visible + r, scale,
+                     m + r, l + r, alpha + r, (uint8_t *)p + (size_t)r * stride, stride);
+}
+
+static void softmax_f32(const float *s, int n, const int *visible, float scale, float *m, float *l, float *alpha, void *p,
+                        size_t stride)
+{
+    softmax_rows(0, s, n, visible, scale, m, l, alpha, p, stride);
+}
+
+static void softmax_bf16(const float *s, int n, const int *visible, float scale, float *m, float *l, float *alpha, void *p,
+                         size_t stride)
+{
+    softmax_rows(1, s, n, visible, scale, m, l, alpha, p, stride);
 }
 
 static void scale_row(float *x, float a, int n)

@@ -93,12 +93,12 @@ static void tile_times(const ouro_matrix *w, int tile, const ouro_acts *x, int l
 }
 
 static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1, float *out,
-                   size_t out_stride, int accumulate)
+                   size_t out_stride, const float *kept)
 {
     for (int tile = tile0; tile < tile1; tile++)
         for (int lane = lane0; lane < lane1; lane++) {
             float *y = out + (size_t)lane * out_stride + (size_t)tile * OURO_TILE, acc[OURO_TILE];
-            for (int r = 0; r < OURO_TILE; r++) acc[r] = accumulate ? y[r] : 0.0f;
+            for (int r = 0; r < OURO_TILE; r++) acc[r] = kept ? y[r] * kept[lane] : 0.0f;
             tile_times(w, tile, x, lane, acc);
             memcpy(y, acc, sizeof acc);
         }
@@ -186,7 +186,7 @@ static void rope(float *x, const float *c, const float *s, int dh)
     }
 }
 
-/* the part both softmax forms share: x [64] scaled, new maximum, alpha */
+/* the new maximum of one row; x [64] scaled scores; returns alpha */
 static float softmax_open(const float *s, int n, float scale, float *m, float *x)
 {
     float top = *m;
@@ -200,26 +200,33 @@ static float softmax_open(const float *s, int n, float scale, float *m, float *x
     return alpha;
 }
 
-static float softmax_f32(const float *s, int n, float scale, float *m, float *l, float *p)
+static void softmax_f32(const float *s, int n, const int *visible, float scale, float *m, float *l, float *alpha, void *p,
+                        size_t stride)
 {
-    float x[OURO_BLOCK], sum[16] = {0}, alpha = softmax_open(s, n, scale, m, x);
-    for (int i = 0; i < OURO_BLOCK; i++) {
-        p[i] = i < n ? ouro_expf(x[i] - *m) : 0.0f;
-        sum[i & 15] += p[i];
+    for (int r = 0; r < n; r++) {
+        float x[OURO_BLOCK], sum[16] = {0}, *to = (float *)(void *)((uint8_t *)p + (size_t)r * stride);
+        alpha[r] = softmax_open(s + (size_t)r * OURO_BLOCK, visible[r], scale, &m[r], x);
+        for (int i = 0; i < OURO_BLOCK; i++) {
+            to[i] = i < visible[r] ? ouro_expf(x[i] - m[r]) : 0.0f;
+            sum[i & 15] += to[i];
+        }
+        l[r] = fmaf(l[r], alpha[r], ouro_tree16(sum));
     }
-    *l = fmaf(*l, alpha, ouro_tree16(sum));
-    return alpha;
 }
 
-static float softmax_bf16(const float *s, int n, float scale, float *m, float *l, uint16_t *p)
+static void softmax_bf16(const float *s, int n, const int *visible, float scale, float *m, float *l, float *alpha, void *p,
+                         size_t stride)
 {
-    float x[OURO_BLOCK], sum[16] = {0}, alpha = softmax_open(s, n, scale, m, x);
-    for (int i = 0; i < OURO_BLOCK; i++) {
-        p[i] = i < n ? ouro_f32_to_bf16(ouro_expf(x[i] - *m)) : 0;
-        sum[i & 15] += ouro_bf16_to_f32(p[i]);
+    for (int r = 0; r < n; r++) {
+        float x[OURO_BLOCK], sum[16] = {0};
+        uint16_t *to = (uint16_t *)(void *)((uint8_t *)p + (size_t)r * stride);
+        alpha[r] = softmax_open(s + (size_t)r * OURO_BLOCK, visible[r], scale, &m[r], x);
+        for (int i = 0; i < OURO_BLOCK; i++) {
+            to[i] = i < visible[r] ? ouro_f32_to_bf16(ouro_expf(x[i] - m[r])) : 0;
+            sum[i & 15] += ouro_bf16_to_f32(to[i]);
+        }
+        l[r] = fmaf(l[r], alpha[r], ouro_tree16(sum));
     }
-    *l = fmaf(*l, alpha, ouro_tree16(sum));
-    return alpha;
 }
 
 static void scale_row(float *x, float a, int n)
@@ -281,8 +288,7 @@ const ouro_kernels ouro_kernels_scalar = {
     .to_bf16 = to_bf16,
     .to_s8 = to_s8,
     .rope = rope,
-    .softmax_f32 = softmax_f32,
-    .softmax_bf16 = softmax_bf16,
+    .softmax = {[OURO_ACT_F32] = softmax_f32, [OURO_ACT_BF16] = softmax_bf16},
     .scale_row = scale_row, .keep_row = keep_row, .keep_done = keep_done,
     .scale_scores = scale_scores,
     .scale_weights = scale_weights,

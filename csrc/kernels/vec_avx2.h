@@ -126,6 +126,8 @@ static inline __m256 v_pow2_half(__m256 n)
     return _mm256_castsi256_ps(_mm256_slli_epi32(i, 23));
 }
 static inline vf v_pow2(vf n) { return (vf){v_pow2_half(n.a), v_pow2_half(n.b)}; }
+/* p 2^n of an integer-valued n in -126..127 */
+static inline vf v_scale2(vf p, vf n) { return v_mul(p, v_pow2(n)); }
 /* y, but 0 where x < bound */
 static inline vf v_zero_below(vf x, vf bound, vf y)
 {

@@ -69,12 +69,8 @@ static inline vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 static inline vf v_abs(vf a) { return _mm512_abs_ps(a); }
 static inline vf v_neg(vf a) { return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f)); }
 static inline vf v_rint(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-/* 2^n of an integer-valued n in -126..127 */
-static inline vf v_pow2(vf n)
-{
-    __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(i, 23));
-}
+/* p 2^n of an integer-valued n, where the result is normal */
+static inline vf v_scale2(vf p, vf n) { return _mm512_scalef_ps(p, n); }
 /* y, but 0 where x < bound */
 static inline vf v_zero_below(vf x, vf bound, vf y)
 {
@@ -90,6 +86,21 @@ static inline float v_tree(vf a)
     return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
 }
 static inline float v_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
+
+/* v_tree and v_reduce_max of four vectors at once, y [4]: halves of two vectors are folded as one */
+#define V_FOLD_FOUR(name, op)                                                                                        \
+    static inline void name(const vf *a, float *y)                                                                   \
+    {                                                                                                                \
+        vf p = op(_mm512_shuffle_f32x4(a[0], a[1], 0x44), _mm512_shuffle_f32x4(a[0], a[1], 0xee));                   \
+        vf q = op(_mm512_shuffle_f32x4(a[2], a[3], 0x44), _mm512_shuffle_f32x4(a[2], a[3], 0xee));                   \
+        vf r = op(_mm512_shuffle_f32x4(p, q, 0x88), _mm512_shuffle_f32x4(p, q, 0xdd));                               \
+        r = op(r, _mm512_permute_ps(r, 0x4e));                                                                       \
+        r = op(r, _mm512_permute_ps(r, 0xb1));                                                                       \
+        __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);                          \
+        _mm_storeu_ps(y, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, r)));                                   \
+    }
+V_FOLD_FOUR(v_tree_four, _mm512_add_ps)
+V_FOLD_FOUR(v_max_four, _mm512_max_ps)
 
 static inline vf v_widen_bf16(const uint16_t *p)
 {

@@ -82,6 +82,8 @@ static inline vf v_pow2(vf n)
 {
     V_EACH(vf, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.v[i]), vdupq_n_s32(127)), 23)));
 }
+/* p 2^n of an integer-valued n in -126..127 */
+static inline vf v_scale2(vf p, vf n) { return v_mul(p, v_pow2(n)); }
 /* y, but 0 where x < bound */
 static inline vf v_zero_below(vf x, vf bound, vf value)
 {

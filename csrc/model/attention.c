@@ -22,7 +22,8 @@ typedef struct scratch {
     ouro_acts p;                 /* [ROWS] probabilities (cols 64), f32 or bf16 */
     float *s;                    /* [ROWS][64] f32 */
     float *o;                    /* [ROWS][head_pad] f32 */
-    float *m, *l;                /* [ROWS] running maximum and sum */
+    float *m, *l, *alpha;        /* [ROWS] running maximum and sum; what the last block makes of the outputs before */
+    int *visible;                /* [ROWS] positions of the block that a row sees */
     uint16_t *expanded;          /* the keys, then the values, of an int8 block as bf16 */
     uint8_t *overlaid;           /* a block with side rows laid over it */
 } scratch;
@@ -58,6 +59,8 @@ static size_t cut_scratch(const ouro_workspace *ws, uint8_t *base, scratch *t)
     t->o = take(&at, OURO_ATTEND_ROWS * (size_t)ouro_head_pad(&ws->model->config) * sizeof(float));
     t->m = take(&at, OURO_ATTEND_ROWS * sizeof(float));
     t->l = take(&at, OURO_ATTEND_ROWS * sizeof(float));
+    t->alpha = take(&at, OURO_ATTEND_ROWS * sizeof(float));
+    t->visible = take(&at, OURO_ATTEND_ROWS * sizeof(int));
     t->expanded = take(&at, (y->k_elements > y->v_elements ? y->k_elements : y->v_elements) * sizeof(uint16_t));
     t->overlaid = take(&at, y->block_bytes);
     return at.used;
@@ -155,25 +158,11 @@ static void load_queries(unit *u)
 
 static float score_scale(const ouro_config *c) { return 1.0f / sqrtf((float)c->d_head); }
 
-/* scores of one row to probabilities; the old output is scaled to the new maximum */
-static void soften(const ouro_workspace *ws, scratch *t, int row, int visible, float scale, const float *v_scale)
-{
-    const ouro_kernels *kernels = ws->model->kernels;
-    const ouro_config *c = &ws->model->config;
-    float *s = t->s + (size_t)row * OURO_BLOCK, alpha;
-    uint8_t *p = t->p.data + (size_t)row * t->p.stride;
-    if (t->p.kind == OURO_ACT_F32)
-        alpha = kernels->softmax_f32(s, visible, scale, &t->m[row], &t->l[row], (float *)(void *)p);
-    else
-        alpha = kernels->softmax_bf16(s, visible, scale, &t->m[row], &t->l[row], (uint16_t *)(void *)p);
-    if (v_scale) kernels->scale_weights((uint16_t *)(void *)p, v_scale);
-    if (alpha != 1.0f) kernels->scale_row(t->o + (size_t)row * (size_t)ouro_head_pad(c), alpha, ouro_head_pad(c));
-}
-
 /* Block b of the span's pages at the h-th head, what is read after it, and the rows of the scratch that see any of it. */
 typedef struct block_view {
     const uint8_t *block, *next;
     int b, first, end;
+    int lane;                    /* of the first of these rows */
     int k_tiles;                 /* of the keys that any row sees */
 } block_view;
 
@@ -183,17 +172,16 @@ static block_view view_block(unit *u, int b, int h)
     const ouro_kv_layout *y = &u->ws->kv;
     int head = u->head + h;
     block_view v = {.block = visible_block(u->ws, last, b, u->slot, head, u->t.overlaid), .b = b, .first = h * u->rows,
-                    .end = (h + 1) * u->rows};
+                    .end = (h + 1) * u->rows, .lane = u->span.begin};
     v.k_tiles = ouro_round_up(visible_in(last, b), OURO_TILE) / OURO_TILE;
     int page = b, then = head + 1;
     if (h + 1 == u->heads) then = b < last_block(u) ? u->head : then, page = b < last_block(u) ? b + 1 : 0;
     if (then < y->n_kv_heads && last->pages[page]) v.next = ouro_kv_block(y, last->pages[page], u->slot, then);
-    for (int i = u->span.begin; u->lanes[i].pos < b * OURO_BLOCK; i++) v.first += u->per_kv;
+    for (; u->lanes[v.lane].pos < b * OURO_BLOCK; v.lane++) v.first += u->per_kv;
+    for (int row = v.first, i = v.lane; row < v.end; i++)
+        for (int j = 0; j < u->per_kv; j++) u->t.visible[row++] = visible_in(&u->lanes[i], b);
     return v;
 }
-
-/* the lane of a row of the scratch */
-static int lane_of(const unit *u, int row) { return u->span.begin + row % u->rows / u->per_kv; }
 
 static void block_scores(unit *u, const block_view *y)
 {
@@ -201,7 +189,7 @@ static void block_scores(unit *u, const block_view *y)
     const float *k_scale = ouro_kv_k_scales(&u->ws->kv, y->block);
     ouro_matrix k;
     ouro_kv_view_k(&u->ws->kv, kernels, y->block, u->t.expanded, &k);
-    kernels->matmul[k.format][u->t.q.kind](&k, 0, y->k_tiles, &u->t.q, y->first, y->end, u->t.s, OURO_BLOCK, 0);
+    kernels->matmul[k.format][u->t.q.kind](&k, 0, y->k_tiles, &u->t.q, y->first, y->end, u->t.s, OURO_BLOCK, NULL);
     int seen = y->k_tiles * OURO_TILE;
     for (int row = y->first; row < y->end; row++) {
         float *s = u->t.s + (size_t)row * OURO_BLOCK;
@@ -210,13 +198,26 @@ static void block_scores(unit *u, const block_view *y)
     }
 }
 
+/* scores of rows [first, end) to probabilities and alpha */
+static void soften(unit *u, const block_view *y, int first, int end, float scale)
+{
+    const ouro_kernels *kernels = u->ws->model->kernels;
+    const float *v_scale = ouro_kv_v_scales(&u->ws->kv, y->block);
+    scratch *t = &u->t;
+    uint8_t *p = t->p.data + (size_t)first * t->p.stride;
+    kernels->softmax[t->p.kind](t->s + (size_t)first * OURO_BLOCK, end - first, t->visible + first, scale, t->m + first,
+                                t->l + first, t->alpha + first, p, t->p.stride);
+    for (int row = first; v_scale && row < end; row++, p += t->p.stride) kernels->scale_weights((uint16_t *)(void *)p, v_scale);
+}
+
+/* o = o alpha + V p */
 static void block_values(unit *u, const block_view *y)
 {
     const ouro_kernels *kernels = u->ws->model->kernels;
     ouro_matrix v;
     ouro_kv_view_v(&u->ws->kv, kernels, y->block, y->next, u->t.expanded, &v);
     kernels->matmul[v.format][u->t.p.kind](&v, 0, v.tiles, &u->t.p, y->first, y->end, u->t.o,
-                                           (size_t)ouro_head_pad(&u->ws->model->config), 1);
+                                           (size_t)ouro_head_pad(&u->ws->model->config), u->t.alpha);
 }
 
 /* z = o / l for every row */
@@ -241,8 +242,7 @@ static void attend(unit *u)
         for (int h = 0; h < u->heads; h++) {
             block_view y = view_block(u, b, h);
             block_scores(u, &y);
-            for (int row = y.first; row < y.end; row++)
-                soften(u->ws, &u->t, row, visible_in(&u->lanes[lane_of(u, row)], b), scale, ouro_kv_v_scales(&u->ws->kv, y.block));
+            soften(u, &y, y.first, y.end, scale);
             block_values(u, &y);
         }
     store_z(u);
@@ -306,8 +306,9 @@ static void pattern_of(const ouro_kernels *kernels, const float *x, int n, float
 {
     float m = largest(x, n), l = 0.0f;
     for (int at = 0; at < n; at += OURO_BLOCK) {
-        float same = m;
-        kernels->softmax_f32(x + at, n - at < OURO_BLOCK ? n - at : OURO_BLOCK, 1.0f, &same, &l, p + at);
+        float same = m, alpha;
+        int visible = n - at < OURO_BLOCK ? n - at : OURO_BLOCK;
+        kernels->softmax[OURO_ACT_F32](x + at, 1, &visible, 1.0f, &same, &l, &alpha, p + at, 0);
     }
     kernels->scale_row(p, 1.0f / l, n);
 }
@@ -327,7 +328,7 @@ static void take_pattern(const ouro_workspace *ws, scratch *t, int row, const fl
     float block[OURO_BLOCK] = {0};
     uint8_t *to = t->p.data + (size_t)row * t->p.stride;
     memcpy(block, p, (size_t)visible * sizeof *p);
-    t->l[row] = 1.0f;
+    t->l[row] = t->alpha[row] = 1.0f;
     if (t->p.kind == OURO_ACT_F32) {
         memcpy(to, block, sizeof block);
         return;
@@ -345,13 +346,13 @@ void ouro_attend_values(ouro_workspace *ws, const ouro_lane *lanes, ouro_span sp
         block_view y = view_block(&u, b, 0);
         const float *v_scale = ouro_kv_v_scales(&ws->kv, y.block);
         for (int row = y.first; row < y.end; row++) {
-            int i = lane_of(&u, row), visible = visible_in(&lanes[i], b), taken = changed && changed[i];
+            int taken = changed && changed[y.lane + (row - y.first) / u.per_kv];
             const float *from = seen_row(&u, taken ? ws->seen->pattern : ws->seen->scores, row, b);
             if (taken) {
-                take_pattern(ws, &u.t, row, from, visible, v_scale);
+                take_pattern(ws, &u.t, row, from, u.t.visible[row], v_scale);
             } else {
                 memcpy(u.t.s + (size_t)row * OURO_BLOCK, from, OURO_BLOCK * sizeof(float));
-                soften(ws, &u.t, row, visible, 1.0f, v_scale);
+                soften(&u, &y, row, row + 1, 1.0f);
             }
         }
         block_values(&u, &y);

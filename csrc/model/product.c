@@ -45,7 +45,7 @@ void ouro_product(ouro_workspace *ws, int thread, const ouro_matrix *w, int tile
                   int n, float *out, size_t stride)
 {
     if (goes_to_blas(ws->model, x, n)) blas_tiles(ws, thread, w, tile0, tile1, x, n, out + (size_t)tile0 * OURO_TILE, stride);
-    else ws->model->kernels->matmul[w->format][x->kind](w, tile0, tile1, x, 0, n, out, stride, 0);
+    else ws->model->kernels->matmul[w->format][x->kind](w, tile0, tile1, x, 0, n, out, stride, NULL);
 }
 
 static void blas_swiglu(ouro_workspace *ws, int thread, const ouro_matrix *w, int pair0, int pair1, int n)

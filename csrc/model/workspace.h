@@ -12,7 +12,7 @@
 #include "base/stock.h"
 #include "model/lane.h"
 
-#define OURO_ATTEND_ROWS OURO_MAX_GROUP  /* query rows that one attention unit works on at once */
+#define OURO_ATTEND_ROWS 64      /* query rows that one attention unit works on at once; at least MAX_GROUP */
 #define OURO_BLAS_TILES 8        /* tiles unpacked for one sgemm */
 #define OURO_READOUT_ROWS 32     /* states that one readout sweep of the head carries */
 #define OURO_KEPT_PAGES ((size_t)1 << 30)

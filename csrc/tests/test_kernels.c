@@ -11,21 +11,30 @@
 static const int kinds[][2] = {{OURO_F32, OURO_ACT_F32}, {OURO_BF16, OURO_ACT_F32}, {OURO_BF16, OURO_ACT_BF16},
                                {OURO_INT8, OURO_ACT_S8}, {OURO_INT4, OURO_ACT_S8}};
 
+/* factors for what is in the output: often 1 or 0, as in attention */
+static float *factors(uint64_t *seed, int n)
+{
+    float *x = malloc((size_t)n * sizeof *x);
+    for (int i = 0; i < n; i++) x[i] = below(seed, 3) ? awkward(seed) : (float)below(seed, 2);
+    return x;
+}
+
 /* matmul of a random sub-range into a poisoned output: equal inside, untouched outside */
-static void compare_matmul(const ouro_kernels *k, const product *p, uint64_t *seed, int accumulate)
+static void compare_matmul(const ouro_kernels *k, const product *p, uint64_t *seed, int chained)
 {
     int tile0 = below(seed, p->w.tiles), tile1 = tile0 + 1 + below(seed, p->w.tiles - tile0);
     int lane0 = below(seed, p->lanes), lane1 = lane0 + 1 + below(seed, p->lanes - lane0);
     if (below(seed, 2)) tile0 = 0, tile1 = p->w.tiles, lane0 = 0, lane1 = p->lanes;
     size_t stride = (size_t)p->w.tiles * OURO_TILE + 3, n = stride * (size_t)p->lanes;
-    float *want = calloc(n, sizeof *want), *got = calloc(n, sizeof *got);
+    float *want = calloc(n, sizeof *want), *got = calloc(n, sizeof *got), *kept = chained ? factors(seed, p->lanes) : NULL;
     for (size_t i = 0; i < n; i++) want[i] = got[i] = awkward(seed);
-    ouro_kernels_scalar.matmul[p->w.format][p->x.kind](&p->w, tile0, tile1, &p->x, lane0, lane1, want, stride, accumulate);
-    k->matmul[p->w.format][p->x.kind](&p->w, tile0, tile1, &p->x, lane0, lane1, got, stride, accumulate);
-    CHECK_SAME(want, got, n, "%s matmul format %d acts %d cols %d tiles %d..%d lanes %d..%d acc %d", k->name, p->w.format,
-               p->x.kind, p->w.cols, tile0, tile1, lane0, lane1, accumulate);
+    ouro_kernels_scalar.matmul[p->w.format][p->x.kind](&p->w, tile0, tile1, &p->x, lane0, lane1, want, stride, kept);
+    k->matmul[p->w.format][p->x.kind](&p->w, tile0, tile1, &p->x, lane0, lane1, got, stride, kept);
+    CHECK_SAME(want, got, n, "%s matmul format %d acts %d cols %d tiles %d..%d lanes %d..%d chained %d", k->name, p->w.format,
+               p->x.kind, p->w.cols, tile0, tile1, lane0, lane1, chained);
     free(want);
     free(got);
+    free(kept);
 }
 
 static void compare_swiglu(const ouro_kernels *k, const product *p, uint64_t *seed)
@@ -56,14 +65,15 @@ static void compare_side(const ouro_kernels *k, const product *p, uint64_t *seed
         for (size_t u = 0; u < p->w.tile_bytes / 64; u++)
             memcpy(side.w.data + t * side.w.tile_bytes + u * side.w.unit_bytes, p->w.data + t * p->w.tile_bytes + u * 64, 64);
     for (size_t i = 0; i < n; i++) want[i] = got[i] = awkward(seed);
-    int accumulate = below(seed, 2);
+    float *kept = below(seed, 2) ? factors(seed, p->lanes) : NULL;
     if (below(seed, 2)) side.w.next = p->w.data;
-    ouro_kernels_scalar.matmul[p->w.format][p->x.kind](&p->w, 0, p->w.tiles, &p->x, 0, p->lanes, want, stride, accumulate);
-    k->matmul[p->w.format][p->x.kind](&side.w, 0, p->w.tiles, &p->x, 0, p->lanes, got, stride, accumulate);
+    ouro_kernels_scalar.matmul[p->w.format][p->x.kind](&p->w, 0, p->w.tiles, &p->x, 0, p->lanes, want, stride, kept);
+    k->matmul[p->w.format][p->x.kind](&side.w, 0, p->w.tiles, &p->x, 0, p->lanes, got, stride, kept);
     CHECK_SAME(want, got, n, "%s side by side, format %d acts %d cols %d tiles %d lanes %d", k->name, p->w.format, p->x.kind,
                p->w.cols, p->w.tiles, p->lanes);
-    compare_matmul(k, &side, seed, accumulate);
+    compare_matmul(k, &side, seed, kept != NULL);
     ouro_free(side.w.data);
+    free(kept);
     free(want);
     free(got);
 }
@@ -91,9 +101,9 @@ static void test_alone(const ouro_kernels *k)
         enum { LANES = 37, TILES = 5, OUT = TILES * OURO_TILE };
         product p = product_new(kinds[i][0], kinds[i][1], 264, TILES, LANES, &seed);
         float *all = calloc((size_t)LANES * OUT, sizeof *all), *one = calloc((size_t)LANES * OUT, sizeof *one);
-        k->matmul[kinds[i][0]][kinds[i][1]](&p.w, 0, TILES, &p.x, 0, LANES, all, OUT, 0);
+        k->matmul[kinds[i][0]][kinds[i][1]](&p.w, 0, TILES, &p.x, 0, LANES, all, OUT, NULL);
         for (int l = 0; l < LANES; l++)
-            for (int t = 0; t < TILES; t++) k->matmul[kinds[i][0]][kinds[i][1]](&p.w, t, t + 1, &p.x, l, l + 1, one, OUT, 0);
+            for (int t = 0; t < TILES; t++) k->matmul[kinds[i][0]][kinds[i][1]](&p.w, t, t + 1, &p.x, l, l + 1, one, OUT, NULL);
         CHECK_SAME(all, one, (size_t)LANES * OUT, "%s alone, format %d", k->name, kinds[i][0]);
         product_free(&p);
         free(all);
@@ -106,11 +116,12 @@ static void test_chain(const ouro_kernels *k)
 {
     uint64_t seed = 3;
     product a = product_new(OURO_BF16, OURO_ACT_BF16, 64, 2, 9, &seed), b = product_new(OURO_BF16, OURO_ACT_BF16, 24, 2, 9, &seed);
-    float want[9 * 32], got[9 * 32];
-    ouro_kernels_scalar.matmul[OURO_BF16][OURO_ACT_BF16](&a.w, 0, 2, &a.x, 0, 9, want, 32, 0);
-    ouro_kernels_scalar.matmul[OURO_BF16][OURO_ACT_BF16](&b.w, 0, 2, &b.x, 0, 9, want, 32, 1);
-    k->matmul[OURO_BF16][OURO_ACT_BF16](&a.w, 0, 2, &a.x, 0, 9, got, 32, 0);
-    k->matmul[OURO_BF16][OURO_ACT_BF16](&b.w, 0, 2, &b.x, 0, 9, got, 32, 1);
+    float want[9 * 32], got[9 * 32], kept[9];
+    for (int l = 0; l < 9; l++) kept[l] = 1.0f;
+    ouro_kernels_scalar.matmul[OURO_BF16][OURO_ACT_BF16](&a.w, 0, 2, &a.x, 0, 9, want, 32, NULL);
+    ouro_kernels_scalar.matmul[OURO_BF16][OURO_ACT_BF16](&b.w, 0, 2, &b.x, 0, 9, want, 32, kept);
+    k->matmul[OURO_BF16][OURO_ACT_BF16](&a.w, 0, 2, &a.x, 0, 9, got, 32, NULL);
+    k->matmul[OURO_BF16][OURO_ACT_BF16](&b.w, 0, 2, &b.x, 0, 9, got, 32, kept);
     CHECK_SAME(want, got, 9 * 32, "%s chain over two blocks", k->name);
     product_free(&a);
     product_free(&b);

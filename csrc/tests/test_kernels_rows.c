@@ -90,34 +90,54 @@ static void compare_rounding(const ouro_kernels *k, uint64_t *seed, int n)
     EXPECT(!memcmp(want, got, PAD / 64 * 64 * sizeof *got), "%s s8_to_bf16", k->name);
 }
 
-/* three blocks of one row, so that the running maximum and sum go through every branch */
+#define MAX_SOFTMAX 21
+typedef struct softmax_case {
+    float m[MAX_SOFTMAX], l[MAX_SOFTMAX], alpha[MAX_SOFTMAX];
+    _Alignas(64) uint8_t p[MAX_SOFTMAX * 320];
+} softmax_case;
+
+/* One block of n rows by the specification, one row at a time, and by the table, all at once. */
+static void compare_block(const ouro_kernels *k, int kind, const float *s, const int *visible, int n, softmax_case *want,
+                          softmax_case *got)
+{
+    for (int r = 0; r < n; r++)
+        ouro_kernels_scalar.softmax[kind](s + r * OURO_BLOCK, 1, visible + r, 0.125f, want->m + r, want->l + r, want->alpha + r,
+                                          want->p + (size_t)r * 320, 0);
+    k->softmax[kind](s, n, visible, 0.125f, got->m, got->l, got->alpha, got->p, 320);
+    CHECK_SAME(want->alpha, got->alpha, (size_t)n, "%s softmax %d alpha, %d rows", k->name, kind, n);
+    CHECK_SAME(want->m, got->m, (size_t)n, "%s softmax %d m, %d rows", k->name, kind, n);
+    CHECK_SAME(want->l, got->l, (size_t)n, "%s softmax %d l, %d rows", k->name, kind, n);
+    EXPECT(!memcmp(want->p, got->p, sizeof want->p), "%s softmax %d p, %d rows", k->name, kind, n);
+}
+
+/* three blocks of a few rows, so that the running maxima and sums go through every branch */
 static void compare_softmax(const ouro_kernels *k, uint64_t *seed)
 {
-    const ouro_kernels *both[2] = {&ouro_kernels_scalar, k};
-    float m[2] = {-INFINITY, -INFINITY}, l[2] = {0}, alpha[2], s[OURO_BLOCK], p[2][OURO_BLOCK];
-    float mh[2] = {-INFINITY, -INFINITY}, lh[2] = {0};
-    uint16_t half[2][OURO_BLOCK];
+    softmax_case want[2], got[2];
+    float s[MAX_SOFTMAX * OURO_BLOCK], factor[OURO_BLOCK];
+    int visible[MAX_SOFTMAX], n = 1 + below(seed, below(seed, 2) ? MAX_SOFTMAX : 5);
+    memset(want, 0, sizeof want);
+    for (int i = 0; i < 2; i++)
+        for (int r = 0; r < n; r++) want[i].m[r] = -INFINITY;
+    memcpy(got, want, sizeof want);
     for (int block = 0; block < 3; block++) {
-        int n = block < 2 && below(seed, 2) ? OURO_BLOCK : 1 + below(seed, OURO_BLOCK);
-        for (int i = 0; i < OURO_BLOCK; i++) s[i] = i < n ? 20.0f * normal(seed) : NAN;
-        if (below(seed, 5) == 0) for (int i = 0; i < n; i++) s[i] = below(seed, 2) ? -0.0f : 0.0f;
-        for (int i = 0; i < 2; i++) alpha[i] = both[i]->softmax_f32(s, n, 0.125f, &m[i], &l[i], p[i]);
-        CHECK_SAME(&alpha[0], &alpha[1], 1, "%s softmax alpha n %d", k->name, n);
-        CHECK_SAME(&m[0], &m[1], 1, "%s softmax m n %d", k->name, n);
-        CHECK_SAME(&l[0], &l[1], 1, "%s softmax l n %d", k->name, n);
-        CHECK_SAME(p[0], p[1], OURO_BLOCK, "%s softmax p n %d", k->name, n);
-        for (int i = 0; i < 2; i++) alpha[i] = both[i]->softmax_bf16(s, n, 0.125f, &mh[i], &lh[i], half[i]);
-        CHECK_SAME(&alpha[0], &alpha[1], 1, "%s softmax_bf16 alpha n %d", k->name, n);
-        CHECK_SAME(&mh[0], &mh[1], 1, "%s softmax_bf16 m n %d", k->name, n);
-        CHECK_SAME(&lh[0], &lh[1], 1, "%s softmax_bf16 l n %d", k->name, n);
-        EXPECT(!memcmp(half[0], half[1], sizeof half[0]), "%s softmax_bf16 p n %d", k->name, n);
-
-        float factor[OURO_BLOCK];
-        for (int i = 0; i < OURO_BLOCK; i++) factor[i] = below(seed, 9) ? 0.01f * normal(seed) : 0.0f;
-        for (int i = 0; i < 2; i++) both[i]->scale_scores(p[i], factor), both[i]->scale_weights(half[i], factor);
-        CHECK_SAME(p[0], p[1], OURO_BLOCK, "%s scale_scores", k->name);
-        EXPECT(!memcmp(half[0], half[1], sizeof half[0]), "%s scale_weights", k->name);
+        for (int r = 0; r < n; r++) {
+            float *row = s + r * OURO_BLOCK;
+            visible[r] = below(seed, 2) ? OURO_BLOCK : 1 + below(seed, OURO_BLOCK);
+            for (int i = 0; i < OURO_BLOCK; i++) row[i] = i < visible[r] ? 20.0f * normal(seed) : below(seed, 2) ? NAN : 1e30f;
+            if (below(seed, 5) == 0) for (int i = 0; i < visible[r]; i++) row[i] = below(seed, 2) ? -0.0f : 0.0f;
+            if (below(seed, 9) == 0) row[below(seed, visible[r])] = below(seed, 2) ? 3e38f : -3e38f;
+        }
+        compare_block(k, OURO_ACT_F32, s, visible, n, &want[0], &got[0]);
+        compare_block(k, OURO_ACT_BF16, s, visible, n, &want[1], &got[1]);
     }
+    for (int i = 0; i < OURO_BLOCK; i++) factor[i] = below(seed, 9) ? 0.01f * normal(seed) : 0.0f;
+    ouro_kernels_scalar.scale_scores((float *)(void *)want[0].p, factor);
+    k->scale_scores((float *)(void *)got[0].p, factor);
+    EXPECT(!memcmp(want[0].p, got[0].p, sizeof want[0].p), "%s scale_scores", k->name);
+    ouro_kernels_scalar.scale_weights((uint16_t *)(void *)want[1].p, factor);
+    k->scale_weights((uint16_t *)(void *)got[1].p, factor);
+    EXPECT(!memcmp(want[1].p, got[1].p, sizeof want[1].p), "%s scale_weights", k->name);
 }
 
 static void compare_stats(const ouro_kernels *k, uint64_t *seed, int n)
