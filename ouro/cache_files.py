@@ -12,8 +12,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from ouro.checkpoint.header import read_header
 from ouro.config import ModelConfig
 from ouro.edits import Edit, Target
 from ouro.errors import CheckpointError
-from ouro.files import open_regular, parse_json, read_exactly, read_json
+from ouro.files import open_regular, parse_json, read_exactly, read_json, replace_file
 from ouro.forward import Forward
 from ouro.hooks import BY_SHORT, Filter, names_of
 
@@ -36,21 +35,6 @@ if TYPE_CHECKING:
 
 KEY, VERSION = "ouro_cache", 1
 INDEX = "index.json"
-
-
-def _replace(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            for chunk in chunks:
-                f.write(chunk)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _names(blocks: Sequence[tuple[Block, NDArray[Any]]]) -> list[str]:
@@ -80,7 +64,7 @@ def write_cache(cache: ActivationCache, path: Path) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % 64)
     arrays = (memoryview(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data) for _, a in cache.blocks)
-    _replace(path, [struct.pack("<Q", len(text)), text, *arrays])
+    replace_file(path, [struct.pack("<Q", len(text)), text, *arrays])
 
 
 def _about(path: Path, fd: int) -> dict[str, Any]:
@@ -252,7 +236,7 @@ class ShardJob:
             raise ValueError(f"{directory} holds another capture (other texts, points or settings): take another directory or resume=False")
         for leftover in [*directory.glob(".*.tmp"), *([] if resume else directory.glob("shard-*.safetensors"))]:
             leftover.unlink()
-        _replace(index, [json.dumps({"version": VERSION, "fingerprint": mark, "spans": shards.spans}).encode()])
+        replace_file(index, [json.dumps({"version": VERSION, "fingerprint": mark, "spans": shards.spans}).encode()])
         for i in tqdm(shards.missing, desc="shards", disable=not progress):
             first, end = shards.spans[i]
             self._shard(first, end).save(shards.path(i))

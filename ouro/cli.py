@@ -18,6 +18,7 @@ from ouro.engine import Engine
 from ouro.errors import OuroError
 from ouro.exits import NamedExit
 from ouro.extras import did_you_mean
+from ouro.files import check_output
 from ouro.generation import KV_POLICIES, GenerationStats
 from ouro.hub import resolve
 from ouro.loading import CHOICES, Compute
@@ -176,6 +177,8 @@ def inspect(a: argparse.Namespace) -> None:
     """What each step would say, token by token."""
     if a.lens and not a.html:
         raise ValueError("--lens is a part of the page that --html writes: give --html FILE too")
+    for path in (a.plot, a.html):
+        check_output(path)
     model = _load(a)
     text = model.chat_prompt([{"role": "user", "content": a.text}]) if a.chat else a.text
     trace = model.trace(text, n_steps=a.n_steps, logits="none")
@@ -206,6 +209,8 @@ def quantize(a: argparse.Namespace) -> None:
         from ouro.quality import read_texts
 
         calibrate = read_texts(a.calibrate)
+    if a.report:
+        check_output(a.json)
     model = ouro.load(a.source, compute=a.compute, formats=dict(a.formats), calibrate=calibrate, threads=a.threads,
                       local_files_only=a.local_files_only)  # fmt: skip
     model.save_packed(a.directory)
@@ -217,6 +222,7 @@ def quantize(a: argparse.Namespace) -> None:
 
 def report(a: argparse.Namespace) -> None:
     """What a compute costs: states, readouts, loss and exits by step beside float32, on texts."""
+    check_output(a.json)
     reference = a.reference or a.model
     if not a.reference and is_packed(resolve(a.model, local_files_only=a.local_files_only)):
         raise ValueError(f"{a.model} is packed: give the checkpoint it was made from with --reference")
@@ -306,7 +312,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("text")
     p.add_argument("--chat", action="store_true", help="put the text into a chat turn first")
     p.add_argument("--n-steps", type=int, help="recurrent steps to run (default: as trained)")
-    p.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (needs the notebook extra)")
+    p.add_argument("--plot", type=bench_command.picture, metavar="FILE", help="also draw it (needs the notebook extra)")
     p.add_argument("--html", type=Path, metavar="FILE", help="also write a page: tokens with a step selector, exit distributions")
     p.add_argument("--lens", action="store_true", help="with --html: also what every layer of every step would say")
     p.set_defaults(run=inspect)

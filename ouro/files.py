@@ -1,4 +1,4 @@
-"""Reading files that nobody has vouched for.
+"""Reading files that nobody has vouched for, and writing files that appear whole or not at all.
 
 Only regular files are opened (a pipe would hang, a device never ends), with a limit on their size, and JSON is parsed
 only after a count of its punctuation has shown that the objects it makes will fit a budget: `[[],[],...` takes thirty
@@ -7,11 +7,14 @@ times its own length in memory.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,6 +81,42 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
         return read_small(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"not UTF-8: {error}", file=path) from None
+
+
+def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file that appears whole or not at all. Behind a symbolic link the file is replaced, not the link; a device or a pipe is
+    written to, never replaced."""
+    try:
+        special = not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+    except FileNotFoundError:
+        special = False
+    if special:
+        with open(path, "wb") as f:
+            f.writelines(chunks)
+        return
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.writelines(chunks)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def check_output(path: Path | None) -> None:
+    """OSError now, for a file that could not be written after long work."""
+    if path is None:
+        return
+    if is_directory(path):
+        raise IsADirectoryError(errno.EISDIR, "is a directory, expected a file to write", str(path))
+    if not is_directory(path.parent):
+        raise FileNotFoundError(errno.ENOENT, "no such directory", str(path.parent))
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "can not be written", str(path))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

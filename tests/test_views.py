@@ -1,8 +1,10 @@
 """HTML views: what they show, that nothing in a token can break out of them, and that they need neither script nor network."""
 
+import os
 import re
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 
 import numpy as np
@@ -160,6 +162,23 @@ def test_save_leaves_no_half_written_page(tmp_path, trace):
     assert path.read_text().startswith("<!DOCTYPE html>") and list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError):
         View("", "x").save(tmp_path / "nowhere" / "v.html")
+
+
+def test_save_replaces_files_only(tmp_path, trace):
+    """A pipe (as a device) is written to and stays one; a link stays a link."""
+    view, pipe, got = token_view(trace), tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text(encoding="utf-8")))
+    reader.start()
+    view.save(pipe)
+    reader.join(timeout=30)
+    assert got == [view.page()] and pipe.is_fifo()
+    (tmp_path / "real.html").touch()
+    (tmp_path / "link.html").symlink_to("real.html")
+    view.save(tmp_path / "link.html")
+    assert (tmp_path / "link.html").is_symlink() and (tmp_path / "real.html").read_text(encoding="utf-8") == view.page()
+    with pytest.raises(IsADirectoryError, match="cannot write the page"):
+        view.save(tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [{"row": 2}, {"step": 4}, {"colour": "red"}])

@@ -80,6 +80,8 @@ class WorkerRunner:
         if not line:
             raise PeerError(f"{self._name} ended with status {self._process.wait()}; its messages are above")
         found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise PeerError(f"{self._name}: {found['error']}")
         return found
 
     def _ask(self, task: str, **arguments: Any) -> dict[str, float]:

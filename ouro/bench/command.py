@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import itertools
 import json
 import sys
@@ -18,10 +19,12 @@ from ouro.bench.llama_cpp import VERSION
 from ouro.bench.machine import LARGEST_READ, UNITS, peak_rate, processor, read_rate
 from ouro.bench.results import Report, Row, pairs_of
 from ouro.config import load_config
+from ouro.files import check_output, is_directory
 from ouro.hub import resolve
 
 COMPUTES = ("float32", "bfloat16", "int8", "int4")
 RUNTIMES = ("torch", "llama.cpp")
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".webp", ".eps")
 SHORT = 32  # tokens before decoding "at a short context"
 
 
@@ -46,6 +49,14 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
+def picture(text: str) -> Path:
+    """A file name whose ending says which picture it is."""
+    path = Path(text)
+    if path.suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(PICTURES)}")
+    return path
+
+
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The options of `ouro bench`."""
     p.add_argument("-m", "--model", default="ouro-tiny", help="packaged name, directory or hub id (default: %(default)s)")
@@ -64,7 +75,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    help="instead: so many requests at once, e.g. 1,2,4,8,16; with 1 also its latency beside prompts")  # fmt: skip
     p.add_argument("--exit-threshold", type=float, default=0.5, help="q of Q-exit with --batch (default: %(default)s)")
     p.add_argument("--log", type=Path, metavar="FILE", help="add the JSON line to FILE; its rounds of the same settings count too")
-    p.add_argument("--plot", type=Path, metavar="FILE", help="draw the roofline (needs matplotlib)")
+    p.add_argument("--plot", type=picture, metavar="FILE", help="draw the roofline (needs matplotlib)")
     p.add_argument("--json", action="store_true", help="print the JSON line only")
     p.add_argument("--local-files-only", action="store_true", help="never ask the hub")
 
@@ -142,9 +153,12 @@ def new_report(a: argparse.Namespace, directory: Path, threads: int) -> Report:
 
 def bench(a: argparse.Namespace) -> None:
     """Limits of this machine, what they allow for a model, what is reached; peers in turns."""
-    threads = a.threads or _core.cpu_count()
-    if not 1 <= threads <= 1024 or a.rounds < 0 or a.prompt < 0 or a.new < 0 or not tasks_of(a):
-        raise ValueError("expected 1 to 1024 threads, rounds, and a prompt or new tokens to time")
+    threads = _core.cpu_count() if a.threads is None else a.threads
+    if not 1 <= threads <= 1024 or a.rounds < 0 or a.prompt < 0 or a.new < 0 or not a.seconds > 0 or not tasks_of(a):
+        raise ValueError("expected 1 to 1024 threads, rounds, seconds above 0, and a prompt or new tokens to time")
+    check_output(a.plot)
+    if a.log and is_directory(a.log):
+        raise IsADirectoryError(errno.EISDIR, "is a directory, expected a file to write", str(a.log))
     if not a.rounds and (a.batch or not a.log or not a.log.exists()):
         raise ValueError("no rounds to measure: expected --log with the file of earlier runs")
     directory = resolve(a.model, local_files_only=a.local_files_only)

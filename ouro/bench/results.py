@@ -15,6 +15,7 @@ from typing import Any
 
 from ouro.bench.bounds import Cost
 from ouro.bench.candidates import RIVALS, Entry
+from ouro.files import read_text
 
 SCHEMA = "ouro-bench/1"
 
@@ -155,8 +156,11 @@ class Report:
         """
         rows: list[Row] = []
         pairs: list[Pairs] = []
-        for text in path.read_text().splitlines():
-            found = json.loads(text)
+        for text in read_text(path).splitlines():
+            try:
+                found = json.loads(text)
+            except ValueError:
+                raise ValueError(f"{path} is no log of ouro bench: it has a line {text[:40]!r}") from None
             same = found.get("schema") == SCHEMA and found["model"] == self.model
             if same and found["machine"]["threads"] == self.machine["threads"]:
                 rows += [Row.from_dict(row) for row in found["rows"]]

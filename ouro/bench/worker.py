@@ -18,6 +18,7 @@ from ouro import _core
 from ouro.bench.bounds import Cost
 from ouro.bench.machine import peak_memory
 from ouro.config import ModelConfig
+from ouro.errors import OuroError
 
 WARM = 8  # tokens of a first run, which makes threads and touches pages
 
@@ -174,8 +175,16 @@ def answer(candidate: Candidate, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve requests until standard input ends."""
-    kind, directory, compute, threads = sys.argv[1:]
+    """Serve requests until standard input ends; what is wrong is said as the last answer."""
+    try:
+        serve(*sys.argv[1:])
+    except (OuroError, ValueError, OSError, MemoryError, ImportError) as error:
+        print(json.dumps({"error": str(error) or type(error).__name__}), flush=True)
+        sys.exit(1)
+
+
+def serve(kind: str, directory: str, compute: str, threads: str) -> None:
+    """A line for what the candidate is, then one for each request."""
     make = Ouro if kind == "ouro" else Torch
     candidate: Candidate = make(Path(directory), compute, int(threads))
     loaded = memory()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
+
+from ouro.files import replace_file
 
 WRITE_SECONDS = 5.0  # between two writes while values come; a kill loses what came since, and the chunk under way
 
@@ -74,12 +76,6 @@ class ValueStore:
         self._written = time.monotonic()
         if self.path is None:
             return
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as out:
-                np.savez(out, key=self._key, values=self.values, done=self.done)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        out = io.BytesIO()
+        np.savez(out, key=self._key, values=self.values, done=self.done)
+        replace_file(self.path, [out.getbuffer()])

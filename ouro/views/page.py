@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+
+from ouro.files import replace_file
 
 STEP_COLOURS = ("#4477aa", "#ccbb44", "#ee6677", "#228833", "#66ccee", "#aa3377", "#bbbbbb", "#997700")
 """One colour a step (Paul Tol's bright scheme: distinct also with colour-blind eyes); repeats after eight."""
@@ -93,14 +94,10 @@ class View:
             Of the kind that the system gave, naming `path`.
         """
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(self.page(), encoding="utf-8")
-            temporary.replace(path)
+            replace_file(path, [self.page().encode("utf-8")])
         except OSError as error:
             raise type(error)(error.errno, f"cannot write the page, {(error.strerror or str(error)).lower()}", str(path)) from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def shade(value: float, colour: str = "#4477aa") -> str:
