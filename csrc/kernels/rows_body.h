@@ -86,26 +86,41 @@ static inline vf v_load_to(const float *x, int begin, int n)
     return begin < n ? v_load_n(x + begin, n - begin) : v_zero();
 }
 
+/* the largest of a group of 128, without its sign */
+static inline float group_top(const float *x, int begin, int n)
+{
+    vf top = v_zero();
+    for (int i = begin; i < begin + OURO_GROUP; i += V_WIDTH) top = v_max(v_abs(v_load_to(x, i, n)), top);
+    return v_reduce_max(top);
+}
+
+static inline void group_to_s8(const float *x, int begin, int n, float top, int8_t *q, float *scale, int32_t *sum)
+{
+    vf inverse = v_set1(top > 0.0f ? 127.0f / top : 0.0f);
+    *scale = top / 127.0f;
+    for (int half = 0; half < 2; half++) {
+        vi total = vi_zero();
+        for (int i = begin + half * OURO_GROUP4; i < begin + (half + 1) * OURO_GROUP4; i += V_WIDTH) {
+            vf v = v_mul(v_load_to(x, i, n), inverse);
+            if (i + V_WIDTH > n) v = v_first_of(v, v_zero(), i < n ? n - i : 0);
+            vi r = vi_rint(v_max(v_min(v, v_set1(127.0f)), v_set1(-127.0f)));
+            total = vi_add(total, r);
+            vi_store_s8(q + i, r);
+        }
+        sum[half] = vi_sum(total);
+    }
+}
+
+/* Some groups at a time, first the largest of each: rounding a group does not wait for its own maximum and a division. */
 static void to_s8(const float *x, int n, int npad, int8_t *q, float *scale, int32_t *sum)
 {
-    for (int g = 0; g < npad / OURO_GROUP; g++) {
-        int begin = g * OURO_GROUP;
-        vf top = v_zero();
-        for (int i = begin; i < begin + OURO_GROUP; i += V_WIDTH) top = v_max(v_abs(v_load_to(x, i, n)), top);
-        float amax = v_reduce_max(top);
-        vf inverse = v_set1(amax > 0.0f ? 127.0f / amax : 0.0f);
-        scale[g] = amax / 127.0f;
-        for (int half = 0; half < 2; half++) {
-            vi total = vi_zero();
-            for (int i = begin + half * OURO_GROUP4; i < begin + (half + 1) * OURO_GROUP4; i += V_WIDTH) {
-                vf v = v_mul(v_load_to(x, i, n), inverse);
-                if (i + V_WIDTH > n) v = v_first_of(v, v_zero(), i < n ? n - i : 0);
-                vi r = vi_rint(v_max(v_min(v, v_set1(127.0f)), v_set1(-127.0f)));
-                total = vi_add(total, r);
-                vi_store_s8(q + i, r);
-            }
-            sum[2 * g + half] = vi_sum(total);
-        }
+    float top[16];
+    int groups = npad / OURO_GROUP;
+    for (int g = 0, count; g < groups; g += count) {
+        count = groups - g < 16 ? groups - g : 16;
+        for (int i = 0; i < count; i++) top[i] = group_top(x, (g + i) * OURO_GROUP, n);
+        for (int i = 0; i < count; i++)
+            group_to_s8(x, (g + i) * OURO_GROUP, n, top[i], q, scale + g + i, sum + 2 * (size_t)(g + i));
     }
 }
 
