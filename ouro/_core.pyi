@@ -84,6 +84,7 @@ class Model:
         max_lanes: int,
         plan: Plan | None = ...,
         program: Sequence[tuple[int, Sequence[int], bool]] | None = ...,
+        kept: Kept | None = ...,
         /,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]: ...
     def exit_steps(
@@ -176,6 +177,10 @@ class Engine:
     def interrupt(self) -> None: ...
     def record(self) -> list[tuple[int, int, int, int, int, int]]: ...
     def stats(self) -> dict[str, Any]: ...
+
+@final
+class Kept:
+    def __new__(cls, model: Model, positions: int, passes: int) -> Kept: ...
 
 @final
 class Forks:

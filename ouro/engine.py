@@ -398,7 +398,7 @@ class Engine:
         if s.turns is not None:
             raise ValueError(
                 "this program runs steps or layers in another order: lanes of an engine's pass go through the same layers together, so an "
-                "engine can not run it; Model.generate does, one forward for each token"
+                "engine can not run it; Model.generate does, one sequence at a time"
             )
         if fwd_hooks and self._shared.log is not None:
             raise ValueError("a schedule log can not hold hooks, which could not be replayed: use an engine without a log")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from ouro.loop import LoopProgram, Turn
 from ouro.trace import Trace, exit_distribution
 
 if TYPE_CHECKING:
+    from ouro.live_capture import LiveCapture
     from ouro.model import Model
 
 LOGITS = {"none": 0, "last": 1, "all": 2}
@@ -31,7 +32,7 @@ class Forward:
 
     `sequences` are checked ids. `span` is for a sequence that is a prompt and what was generated: tokens of the prompt, which the
     positions of edits count from, and most tokens in the end, which they may reach. `out` lends the arrays of an earlier capture of the
-    same plan. `next_only`: logits `[1, batch, 1, d_vocab]` of the last step and position alone, from which the next token is drawn.
+    same plan.
     """
 
     model: Model
@@ -45,7 +46,6 @@ class Forward:
     turns: list[Turn] | None = None
     span: tuple[int, int] | None = None
     out: ActivationCache | None = None
-    next_only: bool = False
     arrays: list[NDArray[Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -91,28 +91,50 @@ class Forward:
         padded = -(-self.longest // 64) * 64
         return max(1, min(self.max_lanes, ATTENTION_BUFFER // (8 * self.model.config.n_heads * padded)))
 
-    def _plan(self) -> _core.Plan | None:
-        if not (self.capture or self.edits or self.hooks):
+    def _plan(self, live: LiveCapture | None = None) -> _core.Plan | None:
+        if not (self.capture or self.edits or self.hooks or live):
             return None
         plan, names = _core.Plan(self.model._core), names_of(self.model.config, self.n_steps)
         target = Target(names, self.lengths, self.lengths) if self.span is None else Target(names, [self.span[0]], [self.span[1]])
         for edit in self.edits:
             edit.add_to(plan, target)
         add_hooks(plan, names, self.hooks)
+        if live is not None:
+            live.add_to(plan)
         if self.capture:
             blank = len(set(self.lengths)) > 1 or (self.capture.positions < 0).any() or self.turns is not None
             self.arrays = self.capture.allocate(blank=bool(blank), out=None if self.out is None else self.out.blocks)
             self.capture.add_to(plan, self.arrays)
         return plan
 
+    @property
+    def _attention(self) -> bool:
+        return bool(self.edits) or (self.capture is not None and self.capture.looks_at_attention)
+
     def run(self) -> Trace:
         """Compute."""
-        attention = bool(self.edits) or (self.capture is not None and self.capture.looks_at_attention)
         ids = [np.asarray(s, np.int32) for s in self.sequences]
-        plan, lanes = self._plan(), self._lanes(attention)
-        want = NEXT if self.next_only else LOGITS[self.logits]
-        states, gate, z = self.model._core.trace(ids, self.n_steps, want, lanes, plan, self.turns)
+        plan, lanes = self._plan(), self._lanes(self._attention)
+        states, gate, z = self.model._core.trace(ids, self.n_steps, LOGITS[self.logits], lanes, plan, self.turns)
         return Trace(states, gate, z, np.array(self.lengths), self.sequences, self.model)
+
+    def growing(self, live: LiveCapture | None = None) -> Callable[[list[int]], tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """A function of a sequence that goes on with the one it was called with before, the first time `sequences[0]`.
+
+        It runs the positions that are new, under the same program, edits and hooks, and returns the gate's logits `[step]` of the last
+        position and its logits `[d_vocab]` at the last step. Keys and values of every pass stay in between, so a sequence that grows by
+        a token costs the passes of that token, and has the bits of a whole run.
+        """
+        assert self.span is not None and self.turns is not None
+        plan, lanes, core = self._plan(live), self._lanes(self._attention), self.model._core
+        kept = _core.Kept(core, self.span[1] - 1, len(self.turns))  # the last token is never run
+
+        def run(ids: list[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            _, gate, z = core.trace([np.asarray(ids, np.int32)], self.n_steps, NEXT, lanes, plan, self.turns, kept)
+            assert z is not None
+            return gate[:, 0, -1], z[0, 0, 0]
+
+        return run
 
     def cache(self, trace: Trace) -> ActivationCache:
         """What was captured."""

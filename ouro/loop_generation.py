@@ -1,9 +1,10 @@
 """Generation under a program that runs steps or layers in another order.
 
 The lanes of an engine's pass go through the same layers together, each at its own step; where steps have layer orders of their
-own, or the steps themselves come in another order, that is not so. Here each new token takes one forward over the whole
-sequence (`ouro.forward.Forward`), which follows any program: exact, and quadratic in the length. Tokens are drawn as the engine
-draws them (csrc/engine/sampling.h), with the same noise of (seed, sample, position).
+own, or the steps themselves come in another order, that is not so. Here one sequence is run by itself, as `ouro.forward.Forward`
+runs any program: the prompt once, then each new token through the passes of the program, with keys and values kept for every pass
+(csrc/engine/kept.h). Tokens are drawn as the engine draws them (csrc/engine/sampling.h), with the same noise of (seed, sample,
+position).
 """
 
 from __future__ import annotations
@@ -19,14 +20,26 @@ from ouro.edits import FwdHooks
 from ouro.errors import ContextLengthError
 from ouro.forward import Forward
 from ouro.generation import Generation, Request, Settings, stats_of
+from ouro.trace import exit_distribution
 
 if TYPE_CHECKING:
+    from ouro.live_capture import LiveCapture
     from ouro.model import Model
 
 STOP, LENGTH = 1, 2  # csrc/engine/engine.h, ouro_finish
+MAX_TOP = 64  # OURO_MAX_TOP there
 
 
-def _refuse(s: Settings) -> None:
+def _refuse(model: Model, s: Settings) -> None:
+    """What the engine's core would refuse, and what only an engine can do."""
+    c = model.config
+    if s.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {s.max_new_tokens}, expected 1 or more")
+    if not 0 <= s.n_top <= min(MAX_TOP, c.d_vocab):
+        raise ValueError(f"logprobs is {s.n_top}, expected 0 to {min(MAX_TOP, c.d_vocab)}")
+    for place, token in enumerate(s.follow):
+        if not 0 <= token < c.d_vocab:
+            raise ValueError(f"token {token} at place {place} of follow is outside of the vocabulary of {c.d_vocab}")
     wrong = {"exit_at_step": s.exit_at_step >= 0, "exit_threshold or exit_rule": s.exit_rule.kind != "never",
              "weighted_exit": s.weighted_exit, "kv_policy": s.kv_policy != 0}  # fmt: skip
     named = [name for name, on in wrong.items() if on]
@@ -42,27 +55,26 @@ def _choose(z: NDArray[np.float32], ids: list[int], place: int, s: Settings, sam
     return _core.sample(z, history, s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed, sample, len(ids))
 
 
-def generate_in_order(model: Model, prompt: list[int], s: Settings, fwd_hooks: FwdHooks, sample: int = 0) -> Generation:
-    """One continuation of `prompt`, a forward for each token; `sample`: which of several of one prompt."""
-    _refuse(s)
+def generate_in_order(
+    model: Model, prompt: list[int], s: Settings, fwd_hooks: FwdHooks, sample: int = 0, live: LiveCapture | None = None
+) -> Generation:
+    """One continuation of `prompt`; `sample`: which of several of one prompt; `live` sees the positions as they run."""
+    _refuse(model, s)
     if len(prompt) + s.max_new_tokens > model.config.n_ctx:
         raise ContextLengthError(f"{len(prompt)} tokens and {s.max_new_tokens} new ones exceed the context of {model.config.n_ctx}")
-    request, ids, lanes, seconds = Request(prompt, s, model.tokenizer), list(prompt), 0, [0.0, 0.0]
+    turns, span = list(s.turns or ()), (len(prompt), len(prompt) + s.max_new_tokens)
+    request, ids, seconds, begin = Request(prompt, s, model.tokenizer), list(prompt), [0.0, 0.0], time.perf_counter()
+    run = Forward(model, [prompt], s.n_steps, edits=s.edits, hooks=fwd_hooks, turns=turns, span=span).growing(live)
     for i in range(s.max_new_tokens):
-        begin = time.perf_counter()
-        run = Forward(model, [ids], s.n_steps, edits=s.edits, hooks=fwd_hooks, turns=list(s.turns or ()),
-                      span=(len(prompt), len(prompt) + s.max_new_tokens), next_only=True)  # fmt: skip
-        trace = run.run()
-        assert trace.logits is not None
-        z = trace.logits[0, 0, -1]
+        gate, z = run(ids)
         token = _choose(z, ids, i, s, sample)
         ids.append(token)
-        lanes += (len(ids) - 1) * len(s.turns or ())
         seconds[i > 0] += time.perf_counter() - begin
+        begin = time.perf_counter()
         finish = STOP if token in s.stop_ids else LENGTH if i + 1 == s.max_new_tokens else 0
-        counts = _counts(prompt, i + 1, lanes, len(s.turns or ()), seconds)
+        counts = _counts(prompt, i + 1, len(turns), seconds)
         top, logprobs = np.argsort(-z, kind="stable")[: s.n_top], _log_softmax(z)
-        event = (0, token, float(logprobs[token]), s.n_steps - 1, finish, trace.exit_pdf[:, 0, -1].tolist(), top.tolist(),
+        event = (0, token, float(logprobs[token]), s.n_steps - 1, finish, exit_distribution(gate)[1].tolist(), top.tolist(),
                  logprobs[top].tolist(), counts, None)  # fmt: skip
         if request.take(event):  # a stop string
             request.result.stats = stats_of(counts)
@@ -79,6 +91,6 @@ def _log_softmax(z: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(x - np.log(np.exp(x).sum()))
 
 
-def _counts(prompt: list[int], tokens: int, lanes: int, turns: int, seconds: list[float]) -> dict[str, Any]:
-    return {"passes": tokens * turns, "lanes": lanes, "prompt_tokens": len(prompt), "tokens": tokens,
+def _counts(prompt: list[int], tokens: int, turns: int, seconds: list[float]) -> dict[str, Any]:
+    return {"passes": tokens * turns, "lanes": (len(prompt) + tokens - 1) * turns, "prompt_tokens": len(prompt), "tokens": tokens,
             "prefill_seconds": seconds[0], "decode_seconds": seconds[1]}  # fmt: skip

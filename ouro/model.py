@@ -412,8 +412,8 @@ class Model:
         program
             Another order of steps and layers (`ouro.LoopProgram`). What consists of edits (`skip_step`, `freeze_attention`,
             `replace_state`, `noise`, `steps_per_position`) runs as all else, without speculation where a step reads another.
-            `repeat_step`, `swap_steps` and `layers` take one forward over the whole sequence for each new token, without
-            early exit.
+            `repeat_step`, `swap_steps` and `layers` run one sequence at a time, each new token through the passes of the program,
+            without early exit.
         capture
             What to keep (see `run_with_cache`), in `cache` of each result: every position that was run, at every step, also
             the deeper ones of tokens that left early. It is a second forward over the final sequence, which has the same
@@ -451,18 +451,21 @@ class Model:
         if n < 1:
             raise ValueError(f"n is {n}, expected 1 or more")
         prompts = [ids for ids in self._many(prompt)[0] for _ in range(n)]
-        if s.turns is not None:
-            if capture is not None:
-                raise ValueError("this program runs one forward for each token, and Python hooks see them all: take edits, or no capture")
-            return [generate_in_order(self, ids, s, self._hooks.get(), i % n) for i, ids in enumerate(prompts)]
         shared = None if len(prompts) > 1 else 0  # beginnings in common; all that counts is when the last one ends
         live: list[LiveCapture | None] = [None] * len(prompts)
         if capture is not None:
             depth, s = s.exit_at_step + 1 if s.exit_at_step >= 0 else s.n_steps, replace(s, speculate=0)
             live = [LiveCapture(self, capture, depth, len(ids) + s.max_new_tokens - 1) for ids in prompts]
+        if s.turns is not None:
+            results = [generate_in_order(self, ids, s, self._hooks.get(), i % n, live[i]) for i, ids in enumerate(prompts)]
+            return self._with_caches(results, live)
         with Engine(self, background=False, prefix_cache_bytes=shared, prefill_lanes=MAX_LANES) as engine:
             handles = [engine._submit(ids, s, i % n, self._hooks.get(), live[i]) for i, ids in enumerate(prompts)]
             results = [handle.result() for handle in handles]
+        return self._with_caches(results, live)
+
+    @staticmethod
+    def _with_caches(results: list[Generation], live: list[LiveCapture | None]) -> list[Generation]:
         for result, kept in zip(results, live, strict=True):
             result.cache = None if kept is None else kept.cache(result)
         return results

@@ -6,6 +6,7 @@ from conftest import load, reference
 
 import ouro
 from ouro.edits import Add, Noise, ProjectOut, Scale, ZeroHead
+from ouro.forward import Forward
 
 pytestmark = pytest.mark.core
 VECTOR = np.random.default_rng(1).normal(size=128)
@@ -147,7 +148,7 @@ def test_programs_and_their_limits(prompts):
 
 @pytest.mark.parametrize("steer", [(), (Add("resid_post", VECTOR, 0.3, layers=[2], steps=[1]),)], ids=["", "steered"])
 def test_a_program_that_changes_nothing_generates_as_the_engine(prompts, steer):
-    """Layers in their own order, by a forward for each token: the engine's tokens, sampled, penalised or given, and its numbers."""
+    """Layers in their own order, each token through its own passes: the engine's tokens, sampled, penalised or given, and its numbers."""
     model, same = load("trained", "bfloat16"), ouro.LoopProgram().layers(1, [0, 1, 2, 3])
     assert same.reorders
     sampled = {"temperature": 1.1, "seed": 5, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "n": 2}
@@ -158,6 +159,54 @@ def test_a_program_that_changes_nothing_generates_as_the_engine(prompts, steer):
             assert a.token_ids == b.token_ids and a.exit_pdf == b.exit_pdf
             np.testing.assert_allclose(a.logprobs, b.logprobs, atol=2e-6)
             assert [list(t) for t in a.top_logprobs] == [list(t) for t in b.top_logprobs]
+
+
+ANEW = {name: PROGRAMS[name] for name in ("repeat", "swap", "layers")} | {
+    "all": ouro.LoopProgram().layers(1, [3, 0, 0, 2, 1, 1]).repeat_step(0, 2).swap_steps(2, 3).freeze_attention(0, steps=[1])
+    .skip_step(3, pos=70),
+}
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float32", "int8", "int4"])
+@pytest.mark.parametrize("program", ANEW.values(), ids=list(ANEW))
+def test_kept_pages_have_the_bits_of_a_forward_for_each_token(program, compute):
+    """Keys and values stay from token to token, across the end of a block of 64 positions; any number of threads."""
+    prompt, model = np.tile(reference("trained")["input_ids"][0], 2)[:61].tolist(), load("trained", compute)
+    edits = [Add("resid_post", VECTOR, 0.3, layers=[2], steps=[1]), Scale("attn_scores", 0.7, layers=[1], steps=[0])]
+    more = {"max_new_tokens": 10, "eos_token_id": [], "program": program, "edits": edits}
+    made, ids = model.generate(prompt, **more), list(prompt)
+    for i, token in enumerate(made.token_ids):
+        run = Forward(model, [ids], 4, edits=edits, span=(61, 71))
+        run.follow(program)
+        whole = run.run()
+        z = whole.logits[0, 0, -1]
+        x = z.astype(np.float64) - z.max()
+        assert int(z.argmax()) == token and made.logprobs[i] == (x - np.log(np.exp(x).sum()))[token]
+        assert made.exit_pdf[i] == whole.exit_pdf[:, 0, -1].tolist()
+        ids.append(token)
+    other = load("trained", compute, threads=3).generate(prompt, **more)
+    assert other.token_ids == made.token_ids and other.logprobs == made.logprobs
+    assert made.stats.lanes == 70 * len(run.turns) and made.stats.passes == 10 * len(run.turns)
+
+
+def test_hooks_and_captures_under_a_program_see_each_position_once(prompts):
+    model, program, seen = load("trained", "bfloat16"), ANEW["layers"], []
+    more = {"max_new_tokens": 5, "eos_token_id": [], "program": program}
+
+    def double(x, hook):
+        seen.append(hook.pos.tolist())
+        return 2 * x
+
+    n = len(prompts[2])
+    expected = model.generate(prompts[2], edits=[Scale("mlp_out", 2.0, layers=[2], steps=[1])], capture=["state"], **more)
+    with model.hooks([("steps.1.blocks.2.hook_mlp_out", double)]):
+        made = model.generate(prompts[2], capture=["state"], **more)
+    assert seen == [list(range(n)), *([p] for p in range(n, n + 4))]
+    assert made.token_ids == expected.token_ids and made.logprobs == expected.logprobs
+    np.testing.assert_array_equal(made.cache["state"], expected.cache["state"])
+    for wrong in ({"max_new_tokens": 0}, {"logprobs": 65}, {"follow": [896]}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is|token 896 at place 0 of follow"):
+            model.generate(prompts[2], **{**more, **wrong})
 
 
 def test_hooks_in_an_engine(prompts):

@@ -17,7 +17,7 @@ typedef struct trace_run {
     ouro_workspace *ws;
     const ouro_trace *t;
     ouro_page_budget budget;
-    ouro_sequence *sequences;            /* [batch] */
+    ouro_sequence *sequences;            /* [batch] of this run, or the one that is kept */
     place *places;                       /* [n_places] all positions of all sequences, in order */
     int n_places;
     ouro_lane *lanes;                    /* [max_lanes] */
@@ -39,10 +39,23 @@ size_t ouro_trace_cache_bytes(const ouro_workspace *ws, const ouro_trace *t)
     return bytes;
 }
 
+/* the first position that is run */
+static int first_of(const ouro_trace *t) { return t->kept ? t->kept->done : 0; }
+
 static size_t row_of(const trace_run *x, int step, place p)
 {
     const ouro_trace *t = x->t;
-    return ((size_t)step * (size_t)t->batch + (size_t)p.row) * (size_t)t->pos + (size_t)p.pos;
+    return ((size_t)step * (size_t)t->batch + (size_t)p.row) * (size_t)t->pos + (size_t)(p.pos - first_of(t));
+}
+
+static int check_kept(const ouro_trace *t)
+{
+    int turns = t->turns ? t->n_turns : t->n_steps;
+    if (!t->kept) return OURO_OK;
+    if (t->batch != 1 || t->lengths[0] > t->kept->most || turns != t->kept->sequence.n_rows)
+        return ouro_fail(OURO_ERR_ARGUMENT, "%d sequences, %d positions and %d passes, where pages are kept for one sequence, %d and %d",
+                         t->batch, (int)t->lengths[0], turns, t->kept->most, t->kept->sequence.n_rows);
+    return OURO_OK;
 }
 
 static int check(const ouro_workspace *ws, const ouro_trace *t)
@@ -58,9 +71,11 @@ static int check(const ouro_workspace *ws, const ouro_trace *t)
             return ouro_fail(OURO_ERR_ARGUMENT, "a program names step %d, expected 0 to %d", t->turns[e].step, t->n_steps - 1);
     if (t->turns && (t->n_turns < 1 || t->n_turns > OURO_MAX_STEPS))
         return ouro_fail(OURO_ERR_ARGUMENT, "a program has %d passes, expected 1 to %d", t->n_turns, OURO_MAX_STEPS);
+    int status = check_kept(t), first = first_of(t);
+    if (status != OURO_OK) return status;
     for (int b = 0; b < t->batch; b++) {
-        if (t->lengths[b] < 1 || t->lengths[b] > t->pos)
-            return ouro_fail(OURO_ERR_SHAPE, "sequence %d has %d tokens, expected 1 to %d", b, (int)t->lengths[b], t->pos);
+        if (t->lengths[b] <= first || t->lengths[b] - first > t->pos)
+            return ouro_fail(OURO_ERR_SHAPE, "sequence %d has %d tokens, expected %d to %d", b, (int)t->lengths[b], first + 1, first + t->pos);
         if (t->lengths[b] > c->n_ctx)
             return ouro_fail(OURO_ERR_CONTEXT, "sequence %d has %d tokens, the context is %d", b, (int)t->lengths[b],
                              (int)c->n_ctx);
@@ -85,35 +100,48 @@ static int plan_turns(trace_run *x)
     return OURO_OK;
 }
 
-static int open_run(trace_run *x)
+/* Pages for every sequence: its own, which go with the run, or the kept ones. */
+static int open_sequences(trace_run *x)
 {
     const ouro_trace *t = x->t;
+    if (t->kept) {
+        x->sequences = &t->kept->sequence;
+        return ouro_sequence_reserve(x->sequences, t->lengths[0]);
+    }
     size_t need = ouro_trace_cache_bytes(x->ws, t), available = ouro_workspace_available(x->ws, need);
     if (need > available)
         return ouro_fail(OURO_ERR_MEMORY, "the key/value cache of this trace needs %zu bytes, %zu are available", need, available);
     x->budget = (ouro_page_budget){.layout = &x->ws->kv, .stock = &x->ws->pages, .limit = need};
-    size_t batch = t->batch > 0 ? (size_t)t->batch : 1;
-    for (int b = 0; b < t->batch; b++) x->n_places += t->lengths[b];
-    x->sequences = calloc(batch, sizeof *x->sequences);
+    x->sequences = calloc((size_t)t->batch, sizeof *x->sequences);
+    int status = x->sequences ? OURO_OK : ouro_fail(OURO_ERR_MEMORY, "no memory for a trace");
+    for (int b = 0; status == OURO_OK && b < t->batch; b++) {
+        status = ouro_sequence_init(&x->sequences[b], &x->budget, x->n_turns, t->tokens[b], t->lengths[b]);
+        if (status == OURO_OK) status = ouro_sequence_reserve(&x->sequences[b], t->lengths[b]);
+    }
+    return status;
+}
+
+static int open_run(trace_run *x)
+{
+    const ouro_trace *t = x->t;
+    int status = open_sequences(x);
+    if (status != OURO_OK) return status;
+    for (int b = 0; b < t->batch; b++) x->n_places += t->lengths[b] - first_of(t);
     x->places = malloc((size_t)x->n_places * sizeof *x->places);
     x->lanes = malloc((size_t)t->max_lanes * sizeof *x->lanes);
     x->readouts = calloc((size_t)t->max_lanes, sizeof *x->readouts);
     x->changed = calloc((size_t)t->max_lanes, 1);
-    if (!x->sequences || !x->places || !x->lanes || !x->readouts || !x->changed) return ouro_fail(OURO_ERR_MEMORY, "no memory for a trace");
-    for (int b = 0, at = 0; b < t->batch; b++) {
-        int status = ouro_sequence_init(&x->sequences[b], &x->budget, x->n_turns, t->tokens[b], t->lengths[b]);
-        if (status == OURO_OK) status = ouro_sequence_reserve(&x->sequences[b], t->lengths[b]);
-        if (status != OURO_OK) return status;
-        for (int i = 0; i < t->lengths[b]; i++) x->places[at++] = (place){b, i};
-    }
+    if (!x->places || !x->lanes || !x->readouts || !x->changed) return ouro_fail(OURO_ERR_MEMORY, "no memory for a trace");
+    for (int b = 0, at = 0; b < t->batch; b++)
+        for (int i = first_of(t); i < t->lengths[b]; i++) x->places[at++] = (place){b, i};
     return OURO_OK;
 }
 
 static void close_run(trace_run *x)
 {
-    for (int b = 0; x->sequences && b < x->t->batch; b++)
+    for (int b = 0; x->sequences && !x->t->kept && b < x->t->batch; b++)
         if (x->sequences[b].budget) ouro_sequence_fini(&x->sequences[b]);
-    free(x->sequences);
+    if (!x->t->kept) free(x->sequences);
     free(x->places);
     free(x->lanes);
     free(x->readouts);
@@ -205,5 +233,6 @@ int ouro_trace_run(ouro_workspace *ws, const ouro_trace *t, ouro_poll_fn poll, v
         for (int turn = 0; status == OURO_OK && turn < x.n_turns; turn++) status = run_turn(&x, x.places + at, n, turn);
     }
     close_run(&x);
+    if (status == OURO_OK && t->kept) t->kept->done = t->lengths[0];
     return status;
 }

@@ -15,7 +15,7 @@
 #include "ouro_status.h"
 
 typedef struct module_state {
-    PyTypeObject *model_type, *forks_type, *engine_type, *plan_type;
+    PyTypeObject *model_type, *forks_type, *kept_type, *engine_type, *plan_type;
 } module_state;
 
 /* A model with its workspace. `lock` is held while the workspace computes: calls from several threads take turns. */
@@ -36,7 +36,14 @@ typedef struct plan_object {
     int n_layers, n_heads, n_kv_heads;   /* of the model it was made for */
 } plan_object;
 
-extern PyType_Spec ouro_model_spec, ouro_forks_spec, ouro_engine_spec, ouro_plan_spec;
+/* Keys and values of one sequence from trace to trace (engine/kept.h). */
+typedef struct kept_object {
+    PyObject_HEAD
+    model_object *model;
+    struct ouro_kept *kept;
+} kept_object;
+
+extern PyType_Spec ouro_model_spec, ouro_forks_spec, ouro_kept_spec, ouro_engine_spec, ouro_plan_spec;
 extern struct PyModuleDef ouro_core_module;
 
 /* Sets the exception that goes with a status (keeping one that is already set); returns NULL. */
@@ -57,6 +64,8 @@ PyObject *ouro_python_read_bandwidth(PyObject *self, PyObject *args);
 PyObject *ouro_python_peak(PyObject *self, PyObject *args);
 /* The observer of a Plan or of None; 0 and an exception for anything else or a plan of another model. */
 int ouro_plan_of(const model_object *m, PyObject *plan, const ouro_observer **observer);
+/* Those of a Kept or of None; 0 and an exception for anything else or one of another model. */
+int ouro_kept_of(model_object *m, PyObject *o, struct ouro_kept **kept);
 
 /* "float32", "bfloat16", "int8", "int4": the names of formats and of computes; -1 and an exception for another */
 const char *ouro_format_name(int format);

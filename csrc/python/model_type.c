@@ -271,15 +271,20 @@ static int read_turns(PyObject *program, ouro_turn **turns, int *n, PyObject **l
     return 1;
 }
 
-/* trace(sequences, n_steps, logits, max_lanes, plan=None, program=None) -> (states, gate_logit, logits or None) */
+/* trace(sequences, n_steps, logits, max_lanes, plan=None, program=None, kept=None) -> (states, gate_logit, logits or None) of the
+ * positions that were run: with kept pages those behind the ones they hold */
 static PyObject *model_trace(PyObject *o, PyObject *args)
 {
     model_object *self = (model_object *)o;
     PyObject *sequences, *states = NULL, *gate = NULL, *logits = NULL, *result = NULL, *plan = Py_None, *program = Py_None, *layers;
+    PyObject *kept_in = Py_None;
+    ouro_kept *kept;
     int n_steps, want, max_lanes, n_turns;
     ouro_turn *turns;
     batch b;
-    if (!PyArg_ParseTuple(args, "Oiii|OO", &sequences, &n_steps, &want, &max_lanes, &plan, &program) || !ouro_model_is_ready(self)) return NULL;
+    if (!PyArg_ParseTuple(args, "Oiii|OOO", &sequences, &n_steps, &want, &max_lanes, &plan, &program, &kept_in) || !ouro_model_is_ready(self)
+        || !ouro_kept_of(self, kept_in, &kept))
+        return NULL;
     const ouro_observer *observer = NULL;
     if (!ouro_plan_of(self, plan, &observer)) return NULL;
     if (n_steps < 1 || n_steps > OURO_MAX_STEPS)
@@ -287,7 +292,8 @@ static PyObject *model_trace(PyObject *o, PyObject *args)
     if (!batch_init(&b, sequences)) return NULL;
     const ouro_config *c = &self->model->config;
     if (!read_turns(program, &turns, &n_turns, &layers)) goto done;
-    npy_intp shape[4] = {n_steps, b.n, b.longest, c->d_model};
+    int rows = b.longest - (kept && kept->done < b.longest ? kept->done : 0);
+    npy_intp shape[4] = {n_steps, b.n, rows, c->d_model};
     states = ouro_new_floats(4, shape, b.ragged);
     gate = states ? ouro_new_floats(3, shape, b.ragged) : NULL;
     shape[0] = want == 2 ? n_steps : 1;
@@ -295,11 +301,11 @@ static PyObject *model_trace(PyObject *o, PyObject *args)
     shape[3] = c->d_vocab;
     if (gate && want) logits = ouro_new_floats(4, shape, b.ragged);
     if (gate && (logits || !want)) {
-        ouro_trace t = {.tokens = b.tokens, .lengths = b.lengths, .batch = b.n, .pos = b.longest, .n_steps = n_steps,
+        ouro_trace t = {.tokens = b.tokens, .lengths = b.lengths, .batch = b.n, .pos = rows, .n_steps = n_steps,
                         .max_lanes = max_lanes, .states = PyArray_DATA((PyArrayObject *)states),
                         .gate_logit = PyArray_DATA((PyArrayObject *)gate),
                         .logits = logits ? PyArray_DATA((PyArrayObject *)logits) : NULL, .all_logits = want == 2, .next_only = want == 3,
-                        .turns = turns, .n_turns = n_turns, .observer = observer};
+                        .turns = turns, .n_turns = n_turns, .observer = observer, .kept = kept};
         poll_clock clock = {0};
         int status;
         if (!ouro_model_lock(self)) goto done;
@@ -447,7 +453,7 @@ static PyMethodDef methods[] = {
     {"finish", model_finish, METH_VARARGS, "finish($self, threads, kv_dtype, blas=None, /)\n--\n\nChecks that all weights came; readies the model."},
     {"weight", model_weight, METH_VARARGS,
      "weight($self, tensor, layer, row0, n_rows, /)\n--\n\nRows of one tensor as they are stored, float32."},
-    {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, plan=None, program=None, /)\n--\n\nStates, gate logits and logits by step."},
+    {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, plan=None, program=None, kept=None, /)\n--\n\nStates, gate logits and logits by step."},
     {"exit_steps", ouro_model_exit_steps, METH_VARARGS,
      "exit_steps($self, states, gate_logit, kind, threshold, min_steps, delay, rule, /)\n--\n\nThe step at which an exit rule lets each position go."},
     {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},

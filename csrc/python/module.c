@@ -212,6 +212,7 @@ static int module_exec(PyObject *module)
     if (PyModule_AddFunctions(module, ouro_packed_functions) < 0) return -1;
     if (add_type(module, &ouro_model_spec, &s->model_type) < 0) return -1;
     if (add_type(module, &ouro_forks_spec, &s->forks_type) < 0) return -1;
+    if (add_type(module, &ouro_kept_spec, &s->kept_type) < 0) return -1;
     if (add_type(module, &ouro_engine_spec, &s->engine_type) < 0) return -1;
     return add_type(module, &ouro_plan_spec, &s->plan_type);
 }
@@ -221,6 +222,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     module_state *s = PyModule_GetState(module);
     Py_VISIT(s->model_type);
     Py_VISIT(s->forks_type);
+    Py_VISIT(s->kept_type);
     Py_VISIT(s->engine_type);
     Py_VISIT(s->plan_type);
     return 0;
@@ -231,6 +233,7 @@ static int module_clear(PyObject *module)
     module_state *s = PyModule_GetState(module);
     Py_CLEAR(s->model_type);
     Py_CLEAR(s->forks_type);
+    Py_CLEAR(s->kept_type);
     Py_CLEAR(s->engine_type);
     Py_CLEAR(s->plan_type);
     return 0;

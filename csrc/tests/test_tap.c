@@ -134,6 +134,37 @@ static void test_looking(const ouro_model *m)
     free(plain), free(seen), free(resid), free(pattern);
 }
 
+/* A sequence that grows in three pieces, with its pages kept: the bits of the whole run. */
+static void test_kept(const ouro_model *m)
+{
+    static int32_t tokens[POS];
+    const int32_t *row = tokens, ends[] = {POS / 2, POS / 2 + 1, POS};
+    float *whole = calloc(T * POS * D, sizeof *whole), *part = calloc(T * POS * D, sizeof *part), gate[T * POS];
+    for (int i = 0; i < POS; i++) tokens[i] = (i * 7) % V;
+    run(m, 2, NULL, whole, gate);
+    ouro_workspace *ws;
+    ouro_kept *kept;
+    CHECK(ouro_workspace_new(m, OURO_KV_BF16, 2, &ws) == OURO_OK);
+    CHECK(ouro_kept_new(ws, 0, T, &kept) == OURO_ERR_ARGUMENT && ouro_kept_new(ws, 1 << 30, T, &kept) == OURO_ERR_CONTEXT);
+    CHECK(ouro_kept_new(ws, POS, T, &kept) == OURO_OK);
+    for (int k = 0, done = 0; k < 3; done = ends[k++]) {
+        ouro_trace t = {.tokens = &row, .lengths = &ends[k], .batch = 1, .pos = ends[k] - done, .n_steps = T, .max_lanes = 5,
+                        .states = part, .gate_logit = gate, .kept = kept};
+        CHECK(ouro_trace_run(ws, &t, NULL, NULL) == OURO_OK && kept->done == ends[k]);
+        for (int step = 0; step < T; step++)
+            CHECK(!memcmp(part + (size_t)step * (size_t)t.pos * D, whole + ((size_t)step * POS + (size_t)done) * D,
+                          (size_t)t.pos * D * sizeof *part));
+    }
+    ouro_trace again = {.tokens = &row, .lengths = &ends[2], .batch = 1, .pos = POS, .n_steps = T, .max_lanes = 5, .states = part,
+                        .gate_logit = gate, .kept = kept};
+    CHECK(ouro_trace_run(ws, &again, NULL, NULL) == OURO_ERR_SHAPE);         /* nothing is new */
+    again.n_steps = T - 1;
+    CHECK(ouro_trace_run(ws, &again, NULL, NULL) == OURO_ERR_ARGUMENT);      /* other passes */
+    ouro_kept_free(kept);
+    ouro_workspace_free(ws);
+    free(whole), free(part);
+}
+
 static void test_noise(void)
 {
     double sum = 0.0, squares = 0.0;
@@ -153,6 +184,7 @@ int main(void)
     ouro_model *m = random_model();
     test_refusals();
     test_looking(m);
+    test_kept(m);
     test_noise();
     ouro_model_free(m);
     return harness_failed != failed;
