@@ -119,3 +119,15 @@ def test_links_between_files(page):
     assert [link for link in found if not (page.parent / link).exists()] == []
     if page == ROOT / "docs" / "README.md":
         assert {p.name for p in page.parent.glob("*.md")} - {"README.md"} <= set(found)
+
+
+def test_every_source_file_has_its_place_in_the_tour():
+    """docs/internals.md names every file of the core and of the package, or the folder of a subpackage; and nothing that is not there."""
+    named = set(re.findall(r"`(?:[\w.]+/)*([\w*]+\.(?:c|h|py))`", (text := (ROOT / "docs" / "internals.md").read_text())))
+    core = {p.name for p in (ROOT / "csrc").rglob("*.c") if not p.name.startswith("test_")}
+    package = {p.name for p in (ROOT / "ouro").glob("*.py") if not p.name.startswith("__")}
+    assert sorted((core | package) - named) == []
+    folders = {f"ouro/{p.parent.name}" for p in (ROOT / "ouro").glob("*/__init__.py")}
+    assert sorted(f for f in folders if f not in text) == []
+    there = {p.name for top in ("csrc", "ouro", "tests") for p in (ROOT / top).rglob("*") if p.suffix in (".c", ".h", ".py")}
+    assert sorted(n for n in named - there if "*" not in n) == []
