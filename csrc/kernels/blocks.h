@@ -7,6 +7,7 @@
  * chooses among the instances.
  */
 #include "kernels/kernels.h"
+#include "kernels/math.h"
 
 #define V_INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
@@ -30,6 +31,7 @@
 typedef enum v_kind {
     V_F32, V_MIXED, V_BF16, V_INT8, V_INT4,
     V_SIDE_F32, V_SIDE_MIXED, V_SIDE_BF16,      /* tiles side by side */
+    V_S8_F32, V_S8_BF16,                        /* s8 side by side, times f32 and times bf16 */
     V_KINDS
 } v_kind;
 #define V_IS_SIDE(kind) ((kind) >= V_SIDE_F32)
@@ -186,6 +188,39 @@ V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_j
     block_close(T, L, j, acc);
 }
 
+/* one k of T s8 tiles times a number of each lane */
+V_INLINE void unit_s8(const int T, const int L, const uint8_t *w, const vf *x, vf *acc)
+{
+    vf wt[V_MAX_TILES];
+    V_UNROLL for (int t = 0; t < T; t++) wt[t] = v_widen_s8((const int8_t *)w + t * OURO_TILE);
+    V_UNROLL for (int l = 0; l < L; l++) {
+        V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_fma(wt[t], x[l], acc[t * L + l]);
+    }
+}
+
+/* Two k at a time: in the order of f32 activations, or of bf16 ones, the odd one first. Nothing is asked for: the hardware sees
+ * the stream, and requests of this slower loop were only dropped. */
+V_INLINE void block_s8(const v_kind kind, const int T, const int L, const v_job *j)
+{
+    vf acc[V_MAX_TILES * V_LANES], even[V_LANES], odd[V_LANES];
+    const uint8_t *w = j->w, *x = j->x;
+    const size_t step = kind == V_S8_F32 ? 8 : 4;
+    block_open(T, L, j, acc);
+    for (int k = 0; k < j->units; k += 2, w += 2 * j->unit_bytes, x += step) {
+        V_UNROLL for (int l = 0; l < L; l++) {
+            const uint8_t *at = x + (size_t)l * j->stride;
+            uint32_t pair;
+            memcpy(&pair, at, sizeof pair);
+            even[l] = kind == V_S8_F32 ? v_bcast(at) : v_set1(ouro_from_bits(pair << 16));
+            odd[l] = kind == V_S8_F32 ? v_bcast(at + 4) : v_set1(ouro_from_bits(pair & 0xffff0000u));
+        }
+        if (kind == V_S8_F32) unit_s8(T, L, w, even, acc);
+        unit_s8(T, L, w + j->unit_bytes, odd, acc);
+        if (kind == V_S8_BF16) unit_s8(T, L, w, even, acc);
+    }
+    block_close(T, L, j, acc);
+}
+
 /* ---- int8 and int4 --------------------------------------------------------------------------------------------- */
 
 /* integer sums of one group: 32 units of int8, 8 of int4 */
@@ -292,6 +327,12 @@ V_INLINE void blocks_float(const v_kind kind, const int T, const int L, const v_
 {
     v_job j = *given;
     for (int n = j.groups; n > 0; n--, job_next(L, &j)) block_float(kind, T, L, &j);
+}
+
+V_INLINE void blocks_s8(const v_kind kind, const int T, const int L, const v_job *given)
+{
+    v_job j = *given;
+    for (int n = j.groups; n > 0; n--, job_next(L, &j)) block_s8(kind, T, L, &j);
 }
 
 V_INLINE void blocks_int(const v_kind kind, const int T, const int L, const v_job *given)

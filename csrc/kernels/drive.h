@@ -9,6 +9,7 @@
 
 #define V_INSTANCE_float(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { blocks_float(kind, T, L, j); }
 #define V_INSTANCE_int(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { blocks_int(kind, T, L, j); }
+#define V_INSTANCE_s8(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { blocks_s8(kind, T, L, j); }
 #define V_NAME_OF(kind, T, L) block_##kind##_##T##_##L
 V_INSTANCES(V_INSTANCE_float, V_F32)
 V_INSTANCES(V_INSTANCE_float, V_MIXED)
@@ -16,6 +17,8 @@ V_INSTANCES(V_INSTANCE_float, V_BF16)
 V_SIDE_INSTANCES(V_INSTANCE_float, V_SIDE_F32)
 V_SIDE_INSTANCES(V_INSTANCE_float, V_SIDE_MIXED)
 V_SIDE_INSTANCES(V_INSTANCE_float, V_SIDE_BF16)
+V_S8_INSTANCES(V_INSTANCE_s8, V_S8_F32)
+V_S8_INSTANCES(V_INSTANCE_s8, V_S8_BF16)
 V_INT_INSTANCES(V_INSTANCE_int, V_INT8)
 V_INT_INSTANCES(V_INSTANCE_int, V_INT4)
 
@@ -23,6 +26,7 @@ V_INT_INSTANCES(V_INSTANCE_int, V_INT4)
 static const v_block_fn block_table[V_KINDS][V_MAX_TILES + 1][V_LANES + 1] = {
     V_INSTANCES(V_ENTRY, V_F32) V_INSTANCES(V_ENTRY, V_MIXED) V_INSTANCES(V_ENTRY, V_BF16)
     V_SIDE_INSTANCES(V_ENTRY, V_SIDE_F32) V_SIDE_INSTANCES(V_ENTRY, V_SIDE_MIXED) V_SIDE_INSTANCES(V_ENTRY, V_SIDE_BF16)
+    V_S8_INSTANCES(V_ENTRY, V_S8_F32) V_S8_INSTANCES(V_ENTRY, V_S8_BF16)
     V_INT_INSTANCES(V_ENTRY, V_INT8) V_INT_INSTANCES(V_ENTRY, V_INT4)
 };
 
@@ -30,6 +34,7 @@ static v_kind kind_of(const ouro_matrix *w, const ouro_acts *x)
 {
     if (w->format == OURO_INT8) return V_INT8;
     if (w->format == OURO_INT4) return V_INT4;
+    if (w->format == OURO_S8) return x->kind == OURO_ACT_BF16 ? V_S8_BF16 : V_S8_F32;
     const int side = w->unit_bytes != 64;
     if (w->format == OURO_F32) return side ? V_SIDE_F32 : V_F32;
     if (x->kind == OURO_ACT_BF16) return side ? V_SIDE_BF16 : V_BF16;
@@ -37,6 +42,7 @@ static v_kind kind_of(const ouro_matrix *w, const ouro_acts *x)
 }
 
 static int is_int(v_kind kind) { return kind == V_INT8 || kind == V_INT4; }
+static int is_s8(v_kind kind) { return kind == V_S8_F32 || kind == V_S8_BF16; }
 
 /* What does not change from block to block. In place: a job that is made and then copied waits for its stores. */
 static void job_open(v_job *j, const ouro_matrix *w, const ouro_acts *x, v_kind kind, float *scratch)
@@ -47,7 +53,7 @@ static void job_open(v_job *j, const ouro_matrix *w, const ouro_acts *x, v_kind 
     j->stride = x->stride;
     j->xs_stride = (size_t)(x->kpad / OURO_GROUP);
     j->scratch = scratch;
-    int per_unit = kind == V_F32 || kind == V_SIDE_F32 ? 1 : kind == V_INT8 ? OURO_GROUP : kind == V_INT4 ? OURO_GROUP4 : 2;
+    int per_unit = kind == V_F32 || kind == V_SIDE_F32 || is_s8(kind) ? 1 : kind == V_INT8 ? OURO_GROUP : kind == V_INT4 ? OURO_GROUP4 : 2;
     j->units = w->kpad / per_unit;
     if (is_int(kind)) j->scale_bytes = ((size_t)j->units * 2 * OURO_TILE + 63) & ~(size_t)63;
 }
@@ -75,10 +81,10 @@ static void run_blocks(v_job *j, v_kind kind, int tiles, int lanes, int most)
 }
 
 /* lanes of a full group; how many groups there are */
-static int group_lanes(v_kind kind) { return is_int(kind) ? V_INT_LANES : V_FLOAT_LANES; }
+static int group_lanes(v_kind kind) { return is_int(kind) ? V_INT_LANES : is_s8(kind) ? V_S8_LANES : V_FLOAT_LANES; }
 static int groups_of(v_kind kind, int lanes)
 {
-    return lanes <= (is_int(kind) ? V_INT_ALONE : V_FLOAT_LANES) ? 1 : (lanes + group_lanes(kind) - 1) / group_lanes(kind);
+    return lanes <= (is_int(kind) ? V_INT_ALONE : group_lanes(kind)) ? 1 : (lanes + group_lanes(kind) - 1) / group_lanes(kind);
 }
 
 /* End of the set of lanes that begins at `lane`: whole groups, as few sets as fit in V_CACHE, of nearly equal size. */
@@ -132,7 +138,7 @@ static void job_asks(v_job *j, const ouro_matrix *w, v_kind kind, int tiles, int
     if (groups == 1) return;
     size_t lines = j->tile_bytes * (size_t)tiles / 64, parts = groups;
     if (V_IS_SIDE(kind)) {
-        lines = w->next ? (size_t)j->units * (size_t)w->tiles : 0;
+        lines = w->next ? (size_t)j->units * w->unit_bytes / 64 : 0;
         parts = groups * (size_t)((w->tiles + tiles - 1) / tiles);
     }
     size_t part = (lines + parts - 1) / parts;
@@ -226,7 +232,8 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
     .matmul = {[OURO_F32] = {[OURO_ACT_F32] = matmul}, \
                [OURO_BF16] = {[OURO_ACT_F32] = matmul, [OURO_ACT_BF16] = matmul}, \
                [OURO_INT8] = {[OURO_ACT_S8] = matmul}, \
-               [OURO_INT4] = {[OURO_ACT_S8] = matmul}}, \
+               [OURO_INT4] = {[OURO_ACT_S8] = matmul}, \
+               [OURO_S8] = {[OURO_ACT_F32] = matmul, [OURO_ACT_BF16] = matmul}}, \
     .swiglu = {[OURO_F32] = {[OURO_ACT_F32] = swiglu}, \
                [OURO_BF16] = {[OURO_ACT_F32] = swiglu, [OURO_ACT_BF16] = swiglu}, \
                [OURO_INT8] = {[OURO_ACT_S8] = swiglu}, \

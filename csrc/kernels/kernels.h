@@ -33,18 +33,21 @@
  *         (v, row, j) is q + 8 of k = 4 v + j, the high nibble of k = 32 + 4 v + j
  * kpad is cols rounded up to 8 (F32, BF16) or to 128 (INT8, INT4); padding holds zero weights.
  *
- * In weights a tile is contiguous, and few lanes read several tiles as so many streams. A block of the cache, F32 or BF16, is
- * too short for that: its tiles stand side by side, the first units of all tiles before the second ones, and it is one stream
- * in whatever way it is read: F32 [kpad][tiles][16], BF16 [kpad/2][tiles][16][2]. */
-typedef enum ouro_format { OURO_F32 = 0, OURO_BF16 = 1, OURO_INT8 = 2, OURO_INT4 = 3, OURO_N_FORMATS } ouro_format;
+ * In weights a tile is contiguous, and few lanes read several tiles as so many streams. A block of the cache is too short for
+ * that: its tiles stand side by side, the first units of all tiles before the second ones, and it is one stream in whatever
+ * way it is read: F32 [kpad][tiles][16], BF16 [kpad/2][tiles][16][2], S8 [kpad][tiles][16] s8 whose unit has 16 bytes. */
+typedef enum ouro_format {
+    OURO_F32 = 0, OURO_BF16 = 1, OURO_INT8 = 2, OURO_INT4 = 3, OURO_N_FORMATS,     /* of weights */
+    OURO_S8 = OURO_N_FORMATS, OURO_N_MATRICES                                     /* and of int8 cache blocks */
+} ouro_format;
 
 typedef struct ouro_matrix {
     int format;              /* ouro_format */
     int rows, cols;          /* logical size; rows that no tile slot names are zero */
     int tiles;               /* number of 16-row tiles */
     int kpad;                /* padded cols */
-    size_t tile_bytes;       /* bytes from one tile to the next: a multiple of 64, or 64 of tiles side by side */
-    size_t unit_bytes;       /* bytes from one unit (64 bytes) of a tile to the next: 64, or 64 tiles of tiles side by side */
+    size_t tile_bytes;       /* bytes from one tile to the next: a multiple of 64; of tiles side by side, a unit */
+    size_t unit_bytes;       /* bytes from one unit (64 bytes) of a tile to the next: 64; of tiles side by side, all their units */
     uint8_t *data;           /* [tiles][tile_bytes], 64-byte aligned, owned by whoever made it */
     const uint8_t *next;     /* a hint, tiles side by side: what of the same size is read after it, or NULL */
 } ouro_matrix;
@@ -65,7 +68,7 @@ typedef struct ouro_acts {
 } ouro_acts;
 
 /* out[lane * out_stride + tile * 16 + r] = sum_k w[tile][r][k] x[lane][k]   for tiles [tile0, tile1), lanes [lane0, lane1)
- *   f32 acts:  acc = fma(w, x, acc), k ascending (bf16 weights widened)
+ *   f32 acts:  acc = fma(w, x, acc), k ascending (bf16 and S8 widened)
  *   bf16 acts: per pair acc = fma(w[k+1], x[k+1], acc) then acc = fma(w[k], x[k], acc)   (what vdpbf16ps does)
  *   s8 acts:   per group g, i = exact integer sum of (stored - offset) * q; acc = fma((float)i, ws * xs, acc)
  *              with ws * xs rounded to f32 first; groups ascending (int4: 64 k a group, xs of the 128 around it)
@@ -90,7 +93,7 @@ typedef void (*ouro_softmax_fn)(const float *s, int n, const int *visible, float
 typedef struct ouro_kernels {
     const char *name;        /* "scalar", "avx2", "avx_vnni" ...: the name of its file */
 
-    ouro_matmul_fn matmul[OURO_N_FORMATS][OURO_N_ACTS];    /* NULL where the pair makes no sense */
+    ouro_matmul_fn matmul[OURO_N_MATRICES][OURO_N_ACTS];    /* NULL where the pair makes no sense */
     ouro_swiglu_fn swiglu[OURO_N_FORMATS][OURO_N_ACTS];
 
     /* y[n] = silu(g[n]) * u[n], bits of the fused form (used where gate and up are observed) */
@@ -132,9 +135,9 @@ typedef struct ouro_kernels {
      * each (u by fma), fixed tree. log sum exp = m + log s; entropy = log s - u / s. */
     void (*softmax_stats)(const float *z, int n, float *m, int *argmax, float *s, float *u);
 
-    /* s8 rows of a cache block expanded into a bf16 tile block: q is exact in bf16. n bytes, a multiple of 64. `next` is
-     * a hint, n bytes that will be read after these, or NULL */
-    void (*s8_to_bf16)(const int8_t *q, int n, uint16_t *y, const void *next);
+    /* an S8 matrix of tiles side by side as BF16, q being exact in bf16: q [k][rows] to y [k / 2][rows][2], k even and rows a
+     * multiple of 16. `next` is a hint, as many bytes that will be read after these, or NULL */
+    void (*s8_to_bf16)(const int8_t *q, int k, int rows, uint16_t *y, const void *next);
 } ouro_kernels;
 
 extern const ouro_kernels ouro_kernels_scalar;
@@ -169,7 +172,7 @@ const ouro_kernels *ouro_kernels_select(const char *want);
 
 /* Fills in sizes for a matrix of `tiles` tiles and `cols` columns; `data` is left NULL. */
 void ouro_matrix_layout(ouro_matrix *m, ouro_format format, int rows, int cols, int tiles);
-/* the same with tiles side by side, F32 or BF16 */
+/* the same with tiles side by side, F32, BF16 or S8 */
 void ouro_matrix_layout_side(ouro_matrix *m, ouro_format format, int rows, int cols, int tiles);
 /* of contiguous tiles */
 static inline size_t ouro_matrix_bytes(const ouro_matrix *m) { return (size_t)m->tiles * m->tile_bytes; }

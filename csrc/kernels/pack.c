@@ -32,8 +32,8 @@ void ouro_matrix_layout(ouro_matrix *m, ouro_format format, int rows, int cols, 
 void ouro_matrix_layout_side(ouro_matrix *m, ouro_format format, int rows, int cols, int tiles)
 {
     ouro_matrix_layout(m, format, rows, cols, tiles);
-    m->tile_bytes = 64;
-    m->unit_bytes = (size_t)tiles * 64;
+    m->tile_bytes = format == OURO_S8 ? OURO_TILE : 64;
+    m->unit_bytes = (size_t)tiles * m->tile_bytes;
 }
 
 size_t ouro_dtype_size(ouro_dtype dtype) { return dtype == OURO_DT_F32 ? 4 : 2; }

@@ -305,11 +305,11 @@ static void softmax_stats(const float *z, int n, float *m, int *argmax, float *s
     *u = v_tree(pu);
 }
 
-static void s8_to_bf16(const int8_t *q, int n, uint16_t *y, const void *next)
+static void s8_to_bf16(const int8_t *q, int k, int rows, uint16_t *y, const void *next)
 {
-    for (int i = 0; i < n; i += 64) {
-        if (next) V_PREFETCH((uintptr_t)next + (uintptr_t)i);
-        v_expand_s8(q + i, y + i);
-        v_expand_s8(q + i + 32, y + i + 32);
+    for (int i = 0; i < k; i += 2, q += 2 * (size_t)rows) {
+        const size_t from = (size_t)i * (size_t)rows, to = from + 2 * (size_t)rows;
+        for (size_t at = from; next && at < to; at += 64) V_PREFETCH((uintptr_t)next + at);
+        for (int r = 0; r < rows; r += V_WIDTH, y += 2 * V_WIDTH) v_expand_pairs(q + r, q + rows + r, y);
     }
 }

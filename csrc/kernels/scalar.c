@@ -8,7 +8,7 @@
 
 /* ---- products ---------------------------------------------------------------------------------------------- */
 
-/* unit u of a tile: 64 bytes */
+/* unit u of a tile */
 static const void *unit_of(const ouro_matrix *w, int tile, int u)
 {
     return w->data + (size_t)tile * w->tile_bytes + (size_t)u * w->unit_bytes;
@@ -16,26 +16,29 @@ static const void *unit_of(const ouro_matrix *w, int tile, int u)
 
 static const void *acts_row(const ouro_acts *x, int lane) { return x->data + (size_t)lane * x->stride; }
 
-/* acc [16]: one tile times one f32 row; bf16 weights are widened, k ascending */
-static void tile_times_f32(const ouro_matrix *w, int tile, const float *x, float *acc)
+/* one element of a F32, BF16 or S8 tile */
+static float element_of(const ouro_matrix *w, int tile, int row, int k)
 {
-    for (int k = 0; k < w->kpad; k++) {
-        const float *one = unit_of(w, tile, k);
-        const uint16_t *pair = unit_of(w, tile, k / 2);
-        for (int r = 0; r < OURO_TILE; r++)
-            acc[r] = fmaf(w->format == OURO_F32 ? one[r] : ouro_bf16_to_f32(pair[2 * r + k % 2]), x[k], acc[r]);
-    }
+    if (w->format == OURO_F32) return ((const float *)unit_of(w, tile, k))[row];
+    if (w->format == OURO_S8) return ((const int8_t *)unit_of(w, tile, k))[row];
+    return ouro_bf16_to_f32(((const uint16_t *)unit_of(w, tile, k / 2))[2 * row + k % 2]);
 }
 
-/* acc [16]: one bf16 tile times one bf16 row; the odd element of each pair first, as vdpbf16ps does */
+/* acc [16]: one tile times one f32 row, k ascending */
+static void tile_times_f32(const ouro_matrix *w, int tile, const float *x, float *acc)
+{
+    for (int k = 0; k < w->kpad; k++)
+        for (int r = 0; r < OURO_TILE; r++) acc[r] = fmaf(element_of(w, tile, r, k), x[k], acc[r]);
+}
+
+/* acc [16]: one bf16 or S8 tile times one bf16 row; the odd element of each pair first, as vdpbf16ps does */
 static void tile_times_bf16(const ouro_matrix *w, int tile, const uint16_t *x, float *acc)
 {
     for (int k = 0; k < w->kpad; k += 2) {
         float x0 = ouro_bf16_to_f32(x[k]), x1 = ouro_bf16_to_f32(x[k + 1]);
-        const uint16_t *pair = unit_of(w, tile, k / 2);
         for (int r = 0; r < OURO_TILE; r++) {
-            acc[r] = fmaf(ouro_bf16_to_f32(pair[2 * r + 1]), x1, acc[r]);
-            acc[r] = fmaf(ouro_bf16_to_f32(pair[2 * r]), x0, acc[r]);
+            acc[r] = fmaf(element_of(w, tile, r, k + 1), x1, acc[r]);
+            acc[r] = fmaf(element_of(w, tile, r, k), x0, acc[r]);
         }
     }
 }
@@ -265,10 +268,11 @@ static void softmax_stats(const float *z, int n, float *m, int *argmax, float *s
     *u = ouro_tree16(pu);
 }
 
-static void s8_to_bf16(const int8_t *q, int n, uint16_t *y, const void *next)
+static void s8_to_bf16(const int8_t *q, int k, int rows, uint16_t *y, const void *next)
 {
     (void)next;
-    for (int i = 0; i < n; i++) y[i] = ouro_f32_to_bf16((float)q[i]);
+    for (int i = 0; i < k; i++)
+        for (int r = 0; r < rows; r++) y[(i / 2 * rows + r) * 2 + i % 2] = ouro_f32_to_bf16((float)q[i * rows + r]);
 }
 
 const ouro_kernels ouro_kernels_scalar = {
@@ -276,7 +280,8 @@ const ouro_kernels ouro_kernels_scalar = {
     .matmul = {[OURO_F32] = {[OURO_ACT_F32] = matmul},
                [OURO_BF16] = {[OURO_ACT_F32] = matmul, [OURO_ACT_BF16] = matmul},
                [OURO_INT8] = {[OURO_ACT_S8] = matmul},
-               [OURO_INT4] = {[OURO_ACT_S8] = matmul}},
+               [OURO_INT4] = {[OURO_ACT_S8] = matmul},
+               [OURO_S8] = {[OURO_ACT_F32] = matmul, [OURO_ACT_BF16] = matmul}},
     .swiglu = {[OURO_F32] = {[OURO_ACT_F32] = swiglu},
                [OURO_BF16] = {[OURO_ACT_F32] = swiglu, [OURO_ACT_BF16] = swiglu},
                [OURO_INT8] = {[OURO_ACT_S8] = swiglu},

@@ -47,6 +47,8 @@
 #endif
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)
 #define V_SIDE_INSTANCES(X, kind) V_INSTANCES(X, kind) X(kind, 4, 1)
+#define V_S8_LANES 1
+#define V_S8_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 2, 1) X(kind, 4, 1)
 #define V_SIDE_TILES(kind, lanes) ((lanes) <= 1 ? 4 : 1)
 
 typedef struct vf { __m256 a, b; } vf;
@@ -206,11 +208,14 @@ static inline vf v_widen_s8(const int8_t *p)
     return v_from_int(vi_of(_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))));
 }
 
-/* thirty-two s8 as bf16 */
-static inline void v_expand_s8(const int8_t *q, uint16_t *y)
+/* sixteen s8 of each of two rows as bf16 in turns: whole numbers of seven bits, whose low halves are 0 */
+static inline void v_expand_pairs(const int8_t *a, const int8_t *b, uint16_t *y)
 {
-    v_store_bf16(y, v_widen_s8(q));
-    v_store_bf16(y + 16, v_widen_s8(q + 16));
+    vf low = v_widen_s8(a), high = v_widen_s8(b);
+    __m256i first = _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(low.a), 16), _mm256_castps_si256(high.a));
+    __m256i second = _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(low.b), 16), _mm256_castps_si256(high.b));
+    _mm256_storeu_si256((__m256i *)(void *)y, first);
+    _mm256_storeu_si256((__m256i *)(void *)(y + 16), second);
 }
 
 /* ---- product units --------------------------------------------------------------------------------------------- */

@@ -39,6 +39,9 @@
 #define V_INSTANCES(X, kind) V_ROW(X, kind, 1) V_ROW(X, kind, 2) V_ROW(X, kind, 4) V_MORE(X, kind, 1) V_MORE(X, kind, 2)
 /* tiles side by side: the same shapes, but all tiles at once for one or two lanes, which then read one stream */
 #define V_SIDE_INSTANCES(X, kind) V_INSTANCES(X, kind) X(kind, 8, 1) X(kind, 8, 2)
+#define V_S8_LANES 2
+#define V_S8_INSTANCES(X, kind) \
+    X(kind, 1, 1) X(kind, 1, 2) X(kind, 2, 1) X(kind, 2, 2) X(kind, 4, 1) X(kind, 4, 2) X(kind, 8, 1) X(kind, 8, 2)
 #define V_SIDE_TILES(kind, lanes) ((lanes) <= 2 ? 8 : (lanes) <= 6 && (kind) == V_SIDE_BF16 ? 4 : 2)
 
 typedef __m512 vf;
@@ -128,10 +131,11 @@ static inline vf v_widen_s8(const int8_t *p)
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
 }
 
-/* thirty-two s8 as bf16 */
-static inline void v_expand_s8(const int8_t *q, uint16_t *y)
+/* sixteen s8 of each of two rows as bf16 in turns: whole numbers of seven bits, whose low halves are 0 */
+static inline void v_expand_pairs(const int8_t *a, const int8_t *b, uint16_t *y)
 {
-    _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(v_widen_s8(q + 16), v_widen_s8(q)));
+    __m512i low = _mm512_srli_epi32(_mm512_castps_si512(v_widen_s8(a)), 16);
+    _mm512_storeu_si512(y, _mm512_or_si512(low, _mm512_castps_si512(v_widen_s8(b))));
 }
 
 /* ---- product units --------------------------------------------------------------------------------------------- */

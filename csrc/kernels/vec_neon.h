@@ -24,6 +24,8 @@
 #define V_INT_INSTANCES V_INSTANCES
 #define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 2, 1)
 #define V_SIDE_INSTANCES(X, kind) V_INSTANCES(X, kind) X(kind, 4, 1)
+#define V_S8_LANES 1
+#define V_S8_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 2, 1) X(kind, 4, 1)
 #define V_SIDE_TILES(kind, lanes) ((lanes) <= 1 ? 4 : 1)
 
 typedef struct vf { float32x4_t v[4]; } vf;
@@ -147,11 +149,12 @@ static inline vf v_widen_s8(const int8_t *p)
                             vmovl_s16(vget_low_s16(high)), vmovl_s16(vget_high_s16(high))}});
 }
 
-/* thirty-two s8 as bf16 */
-static inline void v_expand_s8(const int8_t *q, uint16_t *y)
+/* sixteen s8 of each of two rows as bf16 in turns: whole numbers of seven bits, whose low halves are 0 */
+static inline void v_expand_pairs(const int8_t *a, const int8_t *b, uint16_t *y)
 {
-    v_store_bf16(y, v_widen_s8(q));
-    v_store_bf16(y + 16, v_widen_s8(q + 16));
+    vf low = v_widen_s8(a), high = v_widen_s8(b);
+    for (int i = 0; i < 4; i++)
+        vst1q_u16(y + 8 * i, vreinterpretq_u16_u32(vorrq_u32(vshrq_n_u32(v_u32(low.v[i]), 16), v_u32(high.v[i]))));
 }
 
 /* ---- product units --------------------------------------------------------------------------------------------- */

@@ -188,7 +188,7 @@ static void block_scores(unit *u, const block_view *y)
     const ouro_kernels *kernels = u->ws->model->kernels;
     const float *k_scale = ouro_kv_k_scales(&u->ws->kv, y->block);
     ouro_matrix k;
-    ouro_kv_view_k(&u->ws->kv, kernels, y->block, u->t.expanded, &k);
+    ouro_kv_view_k(&u->ws->kv, kernels, y->block, y->end - y->first, u->t.expanded, &k);
     kernels->matmul[k.format][u->t.q.kind](&k, 0, y->k_tiles, &u->t.q, y->first, y->end, u->t.s, OURO_BLOCK, NULL);
     int seen = y->k_tiles * OURO_TILE;
     for (int row = y->first; row < y->end; row++) {
@@ -215,7 +215,7 @@ static void block_values(unit *u, const block_view *y)
 {
     const ouro_kernels *kernels = u->ws->model->kernels;
     ouro_matrix v;
-    ouro_kv_view_v(&u->ws->kv, kernels, y->block, y->next, u->t.expanded, &v);
+    ouro_kv_view_v(&u->ws->kv, kernels, y->block, y->next, y->end - y->first, u->t.expanded, &v);
     kernels->matmul[v.format][u->t.p.kind](&v, 0, v.tiles, &u->t.p, y->first, y->end, u->t.o,
                                            (size_t)ouro_head_pad(&u->ws->model->config), u->t.alpha);
 }

@@ -25,9 +25,9 @@ int ouro_kv_layout_init(ouro_kv_layout *y, const ouro_config *c, ouro_kv_dtype d
     y->v_elements = (size_t)OURO_BLOCK * (size_t)y->v_tiles * OURO_TILE;
     size_t e = element_bytes(dtype), scales = dtype == OURO_KV_INT8 ? OURO_BLOCK * sizeof(float) : 0;
     y->k_scales = align64(y->k_elements * e);
-    y->v_data = y->k_scales + scales;
-    y->v_scales = y->v_data + align64(y->v_elements * e);
-    y->block_bytes = y->v_scales + scales;
+    y->v_scales = y->k_scales + scales;          /* in the order in which they are read */
+    y->v_data = y->v_scales + scales;
+    y->block_bytes = y->v_data + align64(y->v_elements * e);
     y->layer_bytes = y->block_bytes * (size_t)c->n_kv_heads;
     y->page_bytes = y->layer_bytes * (size_t)c->n_layers;
     y->side_row_bytes = ((size_t)c->d_head * e + (dtype == OURO_KV_INT8 ? 4 : 0) + 3) & ~(size_t)3;
@@ -36,8 +36,8 @@ int ouro_kv_layout_init(ouro_kv_layout *y, const ouro_config *c, ouro_kv_dtype d
     return OURO_OK;
 }
 
-/* How many elements of a position stand together: a pair, but f32 alone. An s8 block has the order of a bf16 one. */
-static int together(const ouro_kv_layout *y) { return y->dtype == OURO_KV_F32 ? 1 : 2; }
+/* How many elements of a position stand together: a pair in bf16. */
+static int together(const ouro_kv_layout *y) { return y->dtype == OURO_KV_BF16 ? 2 : 1; }
 
 static int v_pad(const ouro_kv_layout *y) { return y->v_tiles * OURO_TILE; }
 
@@ -95,24 +95,24 @@ void ouro_side_store(const ouro_kv_layout *y, uint8_t *k_row, uint8_t *v_row, co
 
 /* One position's key and value into a block: the order of k_at and v_at with the position's part taken out. This runs for
  * every lane, layer and head, so it is spelt out by element type. */
-#define PLACE_PAIRS(name, type)                                                                                     \
+static void place_bf16(uint16_t *k, uint16_t *v, int at, const uint16_t *k_row, const uint16_t *v_row, int n, int pad)
+{
+    k += (size_t)at * 2;
+    v += (size_t)(at / 2) * 2 * (size_t)pad + (size_t)(at % 2);
+    for (int i = 0; i < n; i++) {
+        k[(size_t)(i / 2) * 2 * OURO_BLOCK + (size_t)(i % 2)] = k_row[i];
+        v[(size_t)i * 2] = v_row[i];
+    }
+}
+
+#define PLACE_ONES(name, type)                                                                                      \
     static void name(type *k, type *v, int at, const type *k_row, const type *v_row, int n, int pad)                \
     {                                                                                                               \
-        k += (size_t)at * 2;                                                                                        \
-        v += (size_t)(at / 2) * 2 * (size_t)pad + (size_t)(at % 2);                                                 \
-        for (int i = 0; i < n; i++) {                                                                               \
-            k[(size_t)(i / 2) * 2 * OURO_BLOCK + (size_t)(i % 2)] = k_row[i];                                       \
-            v[(size_t)i * 2] = v_row[i];                                                                            \
-        }                                                                                                           \
+        for (int i = 0; i < n; i++) k[(size_t)i * OURO_BLOCK + (size_t)at] = k_row[i];                              \
+        memcpy(v + (size_t)at * (size_t)pad, v_row, (size_t)n * sizeof *v);                                         \
     }
-PLACE_PAIRS(place_bf16, uint16_t)
-PLACE_PAIRS(place_s8, uint8_t)
-
-static void place_f32(float *k, float *v, int at, const float *k_row, const float *v_row, int n, int pad)
-{
-    for (int i = 0; i < n; i++) k[(size_t)i * OURO_BLOCK + (size_t)at] = k_row[i];
-    memcpy(v + (size_t)at * (size_t)pad, v_row, (size_t)n * sizeof *v);
-}
+PLACE_ONES(place_f32, float)
+PLACE_ONES(place_s8, uint8_t)
 
 void ouro_side_to_block(const ouro_kv_layout *y, uint8_t *block, int at, const uint8_t *k_row, const uint8_t *v_row)
 {
@@ -259,30 +259,31 @@ void ouro_page_mean(const ouro_kv_layout *y, uint8_t *const *pages, int n, uint8
 
 /* ---- views -------------------------------------------------------------------------------------------------- */
 
-void ouro_kv_view_k(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, uint16_t *scratch,
-                    ouro_matrix *k)
+/* An int8 matrix at `q` as it is for few rows of activations, or as bf16 in `scratch` where many make up for it. */
+#define FEW_ROWS 2
+static void view(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *q, const uint8_t *next, int n_rows,
+                 uint16_t *scratch, ouro_matrix *m)
 {
-    ouro_matrix_layout_side(k, y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16, OURO_BLOCK, y->d_head, OURO_BLOCK / OURO_TILE);
-    if (y->dtype != OURO_KV_INT8) {
-        k->data = (uint8_t *)(uintptr_t)block;             /* read only from here on */
-        k->next = block + y->v_data;
-        return;
-    }
-    kernels->s8_to_bf16((const int8_t *)block, (int)y->k_elements, scratch, block + y->v_data);
-    k->data = (uint8_t *)scratch;
+    int expands = y->dtype == OURO_KV_INT8 && n_rows > FEW_ROWS, rows = m->tiles * OURO_TILE;
+    ouro_format format = y->dtype == OURO_KV_F32 ? OURO_F32 : y->dtype == OURO_KV_BF16 || expands ? OURO_BF16 : OURO_S8;
+    ouro_matrix_layout_side(m, format, m->rows, m->cols, m->tiles);
+    m->data = expands ? (uint8_t *)scratch : (uint8_t *)(uintptr_t)q;                 /* read only from here on */
+    if (expands) kernels->s8_to_bf16((const int8_t *)q, m->kpad, rows, scratch, next);
+    else m->next = next;
+}
+
+void ouro_kv_view_k(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, int n_rows,
+                    uint16_t *scratch, ouro_matrix *k)
+{
+    *k = (ouro_matrix){.rows = OURO_BLOCK, .cols = y->d_head, .tiles = OURO_BLOCK / OURO_TILE};
+    view(y, kernels, block, block + y->v_data, n_rows, scratch, k);
 }
 
 void ouro_kv_view_v(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, const uint8_t *next,
-                    uint16_t *scratch, ouro_matrix *v)
+                    int n_rows, uint16_t *scratch, ouro_matrix *v)
 {
-    ouro_matrix_layout_side(v, y->dtype == OURO_KV_F32 ? OURO_F32 : OURO_BF16, y->d_head, OURO_BLOCK, y->v_tiles);
-    if (y->dtype != OURO_KV_INT8) {
-        v->data = (uint8_t *)(uintptr_t)(block + y->v_data);
-        v->next = next;
-        return;
-    }
-    kernels->s8_to_bf16((const int8_t *)block + y->v_data, (int)y->v_elements, scratch, next);
-    v->data = (uint8_t *)scratch;
+    *v = (ouro_matrix){.rows = y->d_head, .cols = OURO_BLOCK, .tiles = y->v_tiles};
+    view(y, kernels, block + y->v_data, next, n_rows, scratch, v);
 }
 
 const float *ouro_kv_k_scales(const ouro_kv_layout *y, const uint8_t *block)

@@ -4,7 +4,7 @@
  *   block    K then V, each a packed matrix of kernels.h with its tiles side by side, so that attention is two products:
  *            K: 4 tiles of 16 positions, k = d_head        scores  = K q
  *            V: d_head / 16 tiles, k = 64 positions        output += V p
- *   INT8     the same order in s8 and one f32 scale per position for K and for V; expanded to bf16 when read
+ *   INT8     the same in s8, one element after the other, and one f32 scale per position for K and for V
  *
  * One lane reads a block from its first byte to its last, and the blocks of several heads one behind the other: a stream
  * that the hardware follows. A page is zero when new, so that masked positions hold finite numbers. A *side row* is the key and value of one
@@ -26,7 +26,7 @@ typedef struct ouro_kv_layout {
     int k_pad;                   /* d_head rounded up to 8 */
     int v_tiles;                 /* tiles of 16 rows of V */
     size_t k_elements, v_elements;           /* of one block */
-    size_t k_scales, v_data, v_scales;       /* byte offsets inside a block; K data is at 0 */
+    size_t k_scales, v_scales, v_data;       /* byte offsets inside a block; K data is at 0 */
     size_t block_bytes, layer_bytes, page_bytes;
     size_t side_row_bytes;       /* one K or V row of a side row */
     size_t side_layer_bytes, side_bytes;     /* of one layer; of all layers (one step) */
@@ -63,13 +63,13 @@ void ouro_page_mean(const ouro_kv_layout *y, uint8_t *const *pages, int n, uint8
 /* slot `at` of a block back as f32 [d_head], for inspection */
 void ouro_kv_load(const ouro_kv_layout *y, const uint8_t *block, int at, float *k, float *v);
 
-/* Views of a block as matrices for the product kernels, K first. For INT8, `scratch` (as many bf16 as K or V has elements,
- * 64-byte aligned; the same for both) receives it expanded; the scales stay outside: see ouro_kv_k_scales. `next` is the
- * block that will be read after this one, or NULL: it is asked for meanwhile. */
-void ouro_kv_view_k(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, uint16_t *scratch,
-                    ouro_matrix *k);
+/* Views of a block as matrices for the product kernels, K first, that n_rows rows will be multiplied with. For INT8 and more than
+ * a few rows `scratch` (as many bf16 as K or V has elements, 64-byte aligned; the same for both) receives it expanded; the scales
+ * stay outside: see ouro_kv_k_scales. `next` is the block that will be read after this one, or NULL: it is asked for meanwhile. */
+void ouro_kv_view_k(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, int n_rows,
+                    uint16_t *scratch, ouro_matrix *k);
 void ouro_kv_view_v(const ouro_kv_layout *y, const ouro_kernels *kernels, const uint8_t *block, const uint8_t *next,
-                    uint16_t *scratch, ouro_matrix *v);
+                    int n_rows, uint16_t *scratch, ouro_matrix *v);
 /* [64] f32 scales of K and V rows; NULL unless INT8 */
 const float *ouro_kv_k_scales(const ouro_kv_layout *y, const uint8_t *block);
 const float *ouro_kv_v_scales(const ouro_kv_layout *y, const uint8_t *block);
