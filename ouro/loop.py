@@ -72,7 +72,6 @@ class LoopProgram:
     Used as `program=` of `trace`, `run_with_cache`, `run_with_hooks` and `generate`.
     """
 
-    order: tuple[int, ...] | None = None
     repeats: tuple[tuple[int, int], ...] = ()
     layer_orders: tuple[tuple[int, tuple[int, ...]], ...] = ()
     changes: tuple[tuple[str, Any], ...] = ()

@@ -6,7 +6,7 @@
 
 #include "ouro_status.h"
 
-ouro_page *ouro_page_new(ouro_page_budget *b)
+static ouro_page *page_new(ouro_page_budget *b)
 {
     size_t bytes = b->layout->page_bytes;
     if (bytes > b->limit - b->bytes && !(b->make_room && b->make_room(b->make_room_arg, bytes))) {
@@ -94,7 +94,7 @@ static int widen(ouro_sequence *s, int capacity)
 static int add_block(ouro_sequence *s)
 {
     for (int t = 0; t < s->n_rows; t++) {
-        ouro_page *p = ouro_page_new(s->budget);
+        ouro_page *p = page_new(s->budget);
         if (!p) {
             while (t-- > 0) ouro_page_release(s->budget, s->page[(size_t)t * (size_t)s->block_capacity + (size_t)s->n_blocks]);
             return OURO_ERR_MEMORY;
@@ -157,7 +157,7 @@ int ouro_sequence_own(ouro_sequence *s, int row, int block)
 {
     size_t at = (size_t)row * (size_t)s->block_capacity + (size_t)block;
     if (s->page[at]->refs == 1) return OURO_OK;
-    ouro_page *p = ouro_page_new(s->budget);
+    ouro_page *p = page_new(s->budget);
     if (!p) return OURO_ERR_MEMORY;
     ouro_page_release(s->budget, s->page[at]);
     s->page[at] = p;

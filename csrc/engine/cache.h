@@ -38,7 +38,6 @@ typedef struct ouro_sequence {
     int n_tokens, token_capacity;
 } ouro_sequence;
 
-ouro_page *ouro_page_new(ouro_page_budget *b);
 ouro_page *ouro_page_share(ouro_page *p);
 void ouro_page_release(ouro_page_budget *b, ouro_page *p);
 

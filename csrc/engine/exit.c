@@ -53,8 +53,6 @@ static const rule *find(const char *name)
     return NULL;
 }
 
-const char *ouro_exit_name(int i) { return i >= 0 && i < N_RULES ? RULES[i].name : NULL; }
-
 const char *ouro_exit_known(const char *name)
 {
     const rule *known = find(name);

@@ -30,9 +30,8 @@ typedef struct ouro_exit_rule {
     void *custom_arg;
 } ouro_exit_rule;
 
-/* The names one by one, NULL behind the last; what each rule compares is in exit.c, and in words in ouro/exits.py. */
-const char *ouro_exit_name(int i);
-/* exit.c's own copy of a name, which lives for ever; NULL: there is no such rule. */
+/* exit.c's own copy of a rule's name, which lives for ever; NULL: there is no such rule. What each compares is there, and in words in
+ * ouro/exits.py. */
 const char *ouro_exit_known(const char *name);
 bool ouro_exit_is_on(const ouro_exit_rule *r);       /* it may let a token leave before the last step */
 

@@ -106,7 +106,8 @@ static int run_base(ouro_forks *f, const float *embeddings, int max_lanes, ouro_
     return status;
 }
 
-size_t ouro_forks_bytes(const ouro_workspace *ws, int n, int n_steps)
+/* Bytes that the base keeps: keys and values, and the inputs of layers. */
+static size_t base_bytes(const ouro_workspace *ws, int n, int n_steps)
 {
     const ouro_config *c = &ws->model->config;
     size_t row = (size_t)c->d_model * sizeof(float);
@@ -123,7 +124,7 @@ static int check_base(ouro_workspace *ws, const int32_t *tokens, int n, int n_st
         if (tokens[i] < 0 || tokens[i] >= c->d_vocab)
             return ouro_fail(OURO_ERR_ARGUMENT, "token %d at position %d is outside of the vocabulary of %d", (int)tokens[i], i,
                              (int)c->d_vocab);
-    size_t need = ouro_forks_bytes(ws, n, n_steps), free_bytes = ouro_workspace_available(ws, need);
+    size_t need = base_bytes(ws, n, n_steps), free_bytes = ouro_workspace_available(ws, need);
     if (need > free_bytes) return ouro_fail(OURO_ERR_MEMORY, "the base run keeps %zu bytes, %zu are available", need, free_bytes);
     return OURO_OK;
 }

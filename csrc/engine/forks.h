@@ -31,8 +31,6 @@ typedef struct ouro_forks ouro_forks;
 int ouro_forks_new(ouro_workspace *ws, const int32_t *tokens, int n, int n_steps, const float *embeddings, int max_lanes,
                    ouro_poll_fn poll, void *poll_arg, ouro_forks **out);
 void ouro_forks_free(ouro_forks *f);
-/* Bytes that the base keeps: keys and values, and the inputs of layers. */
-size_t ouro_forks_bytes(const ouro_workspace *ws, int n, int n_steps);
 /* States of the base [n_steps][n][d_model] f32; owned by f. */
 const float *ouro_forks_states(const ouro_forks *f);
 

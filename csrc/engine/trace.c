@@ -31,7 +31,8 @@ typedef struct trace_run {
     void *poll_arg;
 } trace_run;
 
-size_t ouro_trace_cache_bytes(const ouro_workspace *ws, const ouro_trace *t)
+/* Bytes of cache the trace needs while it runs. */
+static size_t cache_bytes(const ouro_workspace *ws, const ouro_trace *t)
 {
     size_t bytes = 0;
     int turns = t->turns ? t->n_turns : t->n_steps;
@@ -108,7 +109,7 @@ static int open_sequences(trace_run *x)
         x->sequences = &t->kept->sequence;
         return ouro_sequence_reserve(x->sequences, t->lengths[0]);
     }
-    size_t need = ouro_trace_cache_bytes(x->ws, t), available = ouro_workspace_available(x->ws, need);
+    size_t need = cache_bytes(x->ws, t), available = ouro_workspace_available(x->ws, need);
     if (need > available)
         return ouro_fail(OURO_ERR_MEMORY, "the key/value cache of this trace needs %zu bytes, %zu are available", need, available);
     x->budget = (ouro_page_budget){.layout = &x->ws->kv, .stock = &x->ws->pages, .limit = need};

@@ -24,8 +24,6 @@ typedef struct ouro_trace {
     ouro_kept *kept;                     /* of a batch of 1, or NULL: its positions are not run again, and the new ones come to them */
 } ouro_trace;
 
-/* Bytes of cache the trace needs while it runs. */
-size_t ouro_trace_cache_bytes(const ouro_workspace *ws, const ouro_trace *t);
 int ouro_trace_run(ouro_workspace *ws, const ouro_trace *t, ouro_poll_fn poll, void *poll_arg);
 
 #endif

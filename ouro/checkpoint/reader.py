@@ -98,11 +98,6 @@ class Checkpoint:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(info.nbytes for info in self.tensors.values())
-
     def read_into(self, info: TensorInfo, start: int, buffer: memoryview) -> None:
         """Fill a writable buffer with bytes [start, start + len) of a tensor. Safe from several threads.
 
