@@ -181,10 +181,19 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Add(Edit):
-    """`x + scale * vector`; the vector is a number, [columns] or, for points with heads, [heads, columns]."""
+class _AtPoints(Edit):
+    """An edit of the points that a filter names."""
 
     where: Filter
+
+    def _where(self) -> Filter:
+        return self.where
+
+
+@dataclass(frozen=True)
+class Add(_AtPoints):
+    """`x + scale * vector`; the vector is a number, [columns] or, for points with heads, [heads, columns]."""
+
     vector: ArrayLike
     scale: float = 1.0
 
@@ -192,54 +201,42 @@ class Add(Edit):
         super().__post_init__()
         finite(finite(self.vector, "vector of Add").astype(np.float64) * finite(self.scale, "scale of Add"), "scale * vector of Add")
 
-    def _where(self) -> Filter:
-        return self.where
-
     def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
         return ADD, _rows(self.vector, p, target.names, self.heads), self.scale, 0
 
 
 @dataclass(frozen=True)
-class Set(Edit):
+class Set(_AtPoints):
     """`value` in place of x; shapes as for `Add`."""
 
-    where: Filter
     value: ArrayLike
 
     def __post_init__(self) -> None:
         super().__post_init__()
         finite(self.value, "value of Set")
 
-    def _where(self) -> Filter:
-        return self.where
-
     def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
         return SET, _rows(self.value, p, target.names, self.heads), 1.0, 0
 
 
 @dataclass(frozen=True)
-class Scale(Edit):
+class Scale(_AtPoints):
     """`scale * x`."""
 
-    where: Filter
     scale: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         finite(self.scale, "scale of Scale")
 
-    def _where(self) -> Filter:
-        return self.where
-
     def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
         return SCALE, None, self.scale, 0
 
 
 @dataclass(frozen=True)
-class ProjectOut(Edit):
+class ProjectOut(_AtPoints):
     """`x - scale * (x . u) u` with u the direction at length 1: what x has along the direction is removed."""
 
-    where: Filter
     direction: ArrayLike
     scale: float = 1.0
 
@@ -247,9 +244,6 @@ class ProjectOut(Edit):
         super().__post_init__()
         finite(self.direction, "direction of ProjectOut")
         finite(self.scale, "scale of ProjectOut")
-
-    def _where(self) -> Filter:
-        return self.where
 
     def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
         u = np.asarray(self.direction, np.float64)
@@ -260,11 +254,10 @@ class ProjectOut(Edit):
 
 
 @dataclass(frozen=True)
-class Noise(Edit):
+class Noise(_AtPoints):
     """`x + std * n`, n standard normal: a function of (seed, point, step, layer, pos, head, column), the same in every row of a
     batch."""
 
-    where: Filter
     std: float
     seed: int = 0
 
@@ -272,9 +265,6 @@ class Noise(Edit):
         super().__post_init__()
         if finite(self.std, "std of noise") < 0:
             raise ValueError(f"std of noise is {self.std}, expected 0 or more")
-
-    def _where(self) -> Filter:
-        return self.where
 
     def _change(self, p: Point, target: Target) -> tuple[int, NDArray[np.float32] | None, float, int]:
         return NOISE, None, self.std, self.seed
@@ -307,22 +297,18 @@ def _from_cache(cache: ActivationCache, p: Point, steps: tuple[int, ...], layers
 
 
 @dataclass(frozen=True)
-class Swap(Edit):
+class Swap(_AtPoints):
     """What another run had at the same places, from its cache.
 
     Positions are those of the cache, or those of `pos`: numbers that the cache must have, or a slice of what it has. A cache of one
     sequence serves every row of a batch. Places that the cache or the run lacks are an error.
     """
 
-    where: Filter
     cache: ActivationCache
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _need_cache(self)
-
-    def _where(self) -> Filter:
-        return self.where
 
     def add_to(self, plan: _core.Plan, target: Target) -> None:
         """Compile into a plan."""
@@ -358,18 +344,14 @@ def _few(positions: list[int]) -> str:
 
 
 @dataclass(frozen=True)
-class MeanAblate(Edit):
+class MeanAblate(_AtPoints):
     """The mean over sequences and positions of a cache, in place of x, at each step, layer and head."""
 
-    where: Filter
     cache: ActivationCache
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _need_cache(self)
-
-    def _where(self) -> Filter:
-        return self.where
 
     def add_to(self, plan: _core.Plan, target: Target) -> None:
         """Compile into a plan."""

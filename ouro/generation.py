@@ -168,16 +168,36 @@ class Settings:
     turns: tuple[Turn, ...] | None = None  # passes of a program that orders steps or layers anew: set by who knows the model
 
 
+def _whole(name: str, value: Any) -> int:
+    """A whole number; a truth value or a fraction is refused by its name."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r}, expected a whole number")
+    return int(value)
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    """Token ids; one alone counts as a list of one."""
+    if isinstance(value, int | np.integer):
+        return (_whole(name, value),)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} is {value!r}, expected token ids")
+    return tuple(_whole(name, i) for i in value)
+
+
 def settings(
     *, trained_steps: int, default_stop_ids: Sequence[int], max_new_tokens: int, **arguments: Unpack[GenerationArguments]
 ) -> Settings:
     """Check what contradicts itself; ranges are checked by the core."""
     a: dict[str, Any] = {name: p.default for name, p in PARAMETERS.items()} | dict(arguments)
     asked = ("exit_at_step", "exit_threshold", "exit_rule", "weighted_exit")
+    for name in ("n_steps", "exit_at_step", "top_k", "seed", "logprobs"):
+        a[name] = None if a[name] is None else _whole(name, a[name])
     named = [name for name in asked if a[name] is not None and a[name] is not False]
     if len(named) > 1:
         raise ValueError(f"{' and '.join(named)} contradict each other: give one of them")
     steps, exit_at_step, rule = trained_steps if a["n_steps"] is None else a["n_steps"], a["exit_at_step"], a["exit_rule"]
+    if steps < 1:
+        raise ValueError(f"n_steps is {steps}, expected 1 to 64")
     if exit_at_step is not None and not 0 <= exit_at_step < steps:
         raise ValueError(f"exit_at_step is {exit_at_step}, expected 0 to {steps - 1} (0-based, {steps} steps)")
     if a["exit_threshold"] is not None:
@@ -197,15 +217,18 @@ def settings(
     changes = [] if a["program"] is None else a["program"].edits(steps)
     if any(isinstance(edit, Carry) for edit in changes):  # its memory has one row for a position: no guesses beside it
         a["speculate"] = False
+    if not isinstance(a["stop"], str | Iterable | None):
+        raise TypeError(f"stop is {a['stop']!r}, expected text or a list of texts")
     strings = (a["stop"],) if isinstance(a["stop"], str) else tuple(a["stop"] or ())
     if any(not isinstance(s, str) or not s for s in strings):
         raise ValueError(f"stop is {a['stop']!r}, expected text or a list of texts, none empty")
     eos = default_stop_ids if a["eos_token_id"] is None else a["eos_token_id"]
+    follow = () if a["follow"] is None else _ids("follow", a["follow"])
     return Settings(
-        max_new_tokens=max_new_tokens, n_steps=steps, exit_at_step=-1 if exit_at_step is None else exit_at_step,
-        exit_rule=rule or NO_EXIT, stop=strings, stop_ids=(eos,) if isinstance(eos, int) else tuple(eos), seed=seed,
+        max_new_tokens=_whole("max_new_tokens", max_new_tokens), n_steps=steps, exit_at_step=-1 if exit_at_step is None else exit_at_step,
+        exit_rule=rule or NO_EXIT, stop=strings, stop_ids=_ids("eos_token_id", eos), seed=seed,
         n_top=a["logprobs"] or 0, want_top=a["logprobs"] is not None, speculate={False: 0, True: 1, "auto": 2}[a["speculate"]],
-        kv_policy=KV_POLICIES.index(a["kv_policy"]), follow=tuple(int(i) for i in a["follow"] or ()), edits=(*changes, *given),
+        kv_policy=KV_POLICIES.index(a["kv_policy"]), follow=follow, edits=(*changes, *given),
         **{name: a[name] for name in AS_GIVEN},
     )  # fmt: skip
 

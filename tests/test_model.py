@@ -328,3 +328,26 @@ def test_command_line_when_nobody_reads_on():
     run.stdout.close()
     assert run.wait(60) == 141 and run.stderr.read() == b""
     run.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_steps": True}, "n_steps is True, expected a whole number"), ({"n_steps": 2.5}, "n_steps is 2.5"), ({"seed": 1.5}, "seed is"),
+        ({"exit_at_step": True}, "exit_at_step is True"), ({"top_k": 2.5}, "top_k is 2.5"), ({"logprobs": True}, "logprobs is True"),
+        ({"max_new_tokens": None}, "max_new_tokens is None"), ({"eos_token_id": "a"}, "eos_token_id is 'a', expected token ids"),
+        ({"eos_token_id": [2.5]}, "eos_token_id is 2.5"), ({"follow": "ab"}, "follow is 'ab'"), ({"stop": 5}, "stop is 5, expected text"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_generation_arguments_of_a_wrong_type_are_named(tiny, wrong, message):
+    with pytest.raises(TypeError, match=message):
+        tiny.generate("One day", **wrong)
+
+
+def test_generation_takes_numbers_of_numpy(tiny):
+    plain = tiny.generate("One day", max_new_tokens=3, n_steps=3, seed=7, temperature=1.0)
+    given = tiny.generate("One day", max_new_tokens=np.int32(3), n_steps=np.int64(3), seed=np.uint64(7), temperature=np.float32(1.0))
+    assert given.token_ids == plain.token_ids
+    followed = tiny.generate("One day", max_new_tokens=3, follow=np.array(plain.token_ids), eos_token_id=np.int64(0))
+    assert followed.token_ids == plain.token_ids
