@@ -262,21 +262,26 @@ V_INLINE void group_int4(const int T, const int L, const int asks, const v_job *
         int32_t start = -8 * j->sum[(size_t)l * 2 * j->xs_stride + (size_t)g];
         V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = V_INT4_START(start);
     }
-    V_TWICE for (int v = 0; v < 8; v++, w += 64, bases_step(L, 4, x)) {
-        v_iw low[V_MAX_TILES], high[V_MAX_TILES];
-        V_UNROLL for (int t = 0; t < T; t++) {
-            v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
-            if (asks) V_PREFETCH((uintptr_t)w + far + (size_t)t * j->tile_bytes);
-            if (asks && V_AGAIN(V_INT4, L)) V_PREFETCH((uintptr_t)w + V_AGAIN(V_INT4, L) + (size_t)t * j->tile_bytes);
+    for (int from = 0; from < 8; from += V_PART_UNITS) {
+        v_part part[V_MAX_TILES * V_LANES];
+        V_UNROLL for (int i = 0; i < T * L; i++) part[i] = v_part_begin(sum[i]);
+        V_TWICE for (int v = 0; v < V_PART_UNITS; v++, w += 64, bases_step(L, 4, x)) {
+            v_iw low[V_MAX_TILES], high[V_MAX_TILES];
+            V_UNROLL for (int t = 0; t < T; t++) {
+                v_load_int4(w + (size_t)t * j->tile_bytes, &low[t], &high[t]);
+                if (asks) V_PREFETCH((uintptr_t)w + far + (size_t)t * j->tile_bytes);
+                if (asks && V_AGAIN(V_INT4, L)) V_PREFETCH((uintptr_t)w + V_AGAIN(V_INT4, L) + (size_t)t * j->tile_bytes);
+            }
+            V_UNROLL for (int l = 0; l < L; l++) {
+                v_ix xl = v_load_ix(V_AT(x, l, j->stride));
+                V_UNROLL for (int t = 0; t < T; t++) part[t * L + l] = v_dot_int4(part[t * L + l], low[t], xl);
+            }
+            V_UNROLL for (int l = 0; l < L; l++) {
+                v_ix xl = v_load_ix(V_AT(x, l, j->stride) + 32);
+                V_UNROLL for (int t = 0; t < T; t++) part[t * L + l] = v_dot_int4(part[t * L + l], high[t], xl);
+            }
         }
-        V_UNROLL for (int l = 0; l < L; l++) {
-            v_ix xl = v_load_ix(V_AT(x, l, j->stride));
-            V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], low[t], xl);
-        }
-        V_UNROLL for (int l = 0; l < L; l++) {
-            v_ix xl = v_load_ix(V_AT(x, l, j->stride) + 32);
-            V_UNROLL for (int t = 0; t < T; t++) sum[t * L + l] = v_dot_int4(sum[t * L + l], high[t], xl);
-        }
+        V_UNROLL for (int i = 0; i < T * L; i++) sum[i] = v_part_end(sum[i], part[i]);
     }
 }
 

@@ -286,7 +286,12 @@ static inline vi v_dot_int8(vi acc, v_iw w, v_ix x)
     __asm__(V_DPBUSD " %2, %1, %0" : "+v"(acc.b) : "v"(w.b), "v"(x));
     return acc;
 }
-static inline vi v_dot_int4(vi acc, v_iw w, v_ix x) { return v_dot_int8(acc, w, x); }
+/* int4 adds up in the 32-bit sums themselves */
+#define V_PART_UNITS 8
+typedef vi v_part;
+static inline v_part v_part_begin(vi sum) { return sum; }
+static inline vi v_part_end(vi sum, v_part part) { return (void)sum, part; }
+static inline v_part v_dot_int4(v_part acc, v_iw w, v_ix x) { return v_dot_int8(acc, w, x); }
 #else
 static inline v_eight v_dot4_half(v_eight acc, __m256i w, __m256i x)
 {
@@ -298,9 +303,25 @@ static inline vi v_dot_int8(vi acc, v_iw w, v_ix x)
     return (vi){v_dot4_half(acc.a, _mm256_abs_epi8(w.a), _mm256_sign_epi8(x, w.a)),
                 v_dot4_half(acc.b, _mm256_abs_epi8(w.b), _mm256_sign_epi8(x, w.b))};
 }
-static inline vi v_dot_int4(vi acc, v_iw w, v_ix x)
+/* The sums of four units of nibbles, low and high, are at most 8 * 2 * 15 * 127 = 30480: they fit in 16 bits. */
+#define V_PART_UNITS 4
+typedef struct v_part { __m256i a, b; } v_part;
+static inline v_part v_part_begin(vi sum)
 {
-    return (vi){v_dot4_half(acc.a, w.a, x), v_dot4_half(acc.b, w.b, x)};
+    (void)sum;
+    return (v_part){_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+static inline v_part v_dot_int4(v_part acc, v_iw w, v_ix x)
+{
+    acc.a = _mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x));
+    acc.b = _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x));
+    __asm__("" : "+x"(acc.a), "+x"(acc.b));     /* or gcc adds products to each other first, and has too few registers for them */
+    return acc;
+}
+static inline vi v_part_end(vi sum, v_part p)
+{
+    __m256i one = _mm256_set1_epi16(1);
+    return (vi){sum.a + (v_eight)_mm256_madd_epi16(p.a, one), sum.b + (v_eight)_mm256_madd_epi16(p.b, one)};
 }
 #endif
 

@@ -190,6 +190,11 @@ static inline vi v_dot_int8(vi acc, v_iw w, v_ix x)
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
 }
-static inline vi v_dot_int4(vi acc, v_iw w, v_ix x) { return v_dot_int8(acc, w, x); }
+/* int4 adds up in the 32-bit sums themselves; see vec_avx2.h for where it does not */
+#define V_PART_UNITS 8
+typedef vi v_part;
+static inline v_part v_part_begin(vi sum) { return sum; }
+static inline vi v_part_end(vi sum, v_part part) { return (void)sum, part; }
+static inline v_part v_dot_int4(v_part acc, v_iw w, v_ix x) { return v_dot_int8(acc, w, x); }
 
 #endif

@@ -179,12 +179,39 @@ static void test_extremes(const ouro_kernels *k)
     }
 }
 
+/* integers as large as they get, all of one sign, so that sums of fewer bits than 32 are as large as they get too */
+static void test_full_scale(const ouro_kernels *k)
+{
+    enum { COLS = 256, LANES = 13 };
+    uint64_t seed = 5;
+    for (int format = OURO_INT8; format <= OURO_INT4; format++) {
+        product p = product_new(format, OURO_ACT_S8, COLS, 2, LANES, &seed);
+        for (int r = 0; r < 32; r++) {
+            float row[COLS];
+            int8_t q[COLS];
+            uint16_t scales[COLS / OURO_GROUP4];
+            for (int i = 0; i < COLS; i++) row[i] = r % 2 ? 1.0f : -1.0f, q[i] = r % 2 ? 7 : -8;
+            for (int g = 0; g < COLS / OURO_GROUP4; g++) scales[g] = 0x3f80u;
+            if (format == OURO_INT4) ouro_matrix_put_int4(&p.w, r, scales, q);
+            else ouro_matrix_put_row(&p.w, r, OURO_DT_F32, row);
+        }
+        for (int l = 0; l < LANES; l++) {
+            float row[COLS];
+            for (int i = 0; i < COLS; i++) row[i] = l % 3 == 2 && i % 2 ? 0.0f : l % 2 ? 1.0f : -1.0f;
+            product_set_lane(&p, l, row);
+        }
+        for (int i = 0; i < 8; i++) compare_matmul(k, &p, &seed, 0);
+        product_free(&p);
+    }
+}
+
 static void test_table(const ouro_kernels *k)
 {
     test_products(k);
     test_alone(k);
     test_chain(k);
     test_extremes(k);
+    test_full_scale(k);
 }
 
 /* names, the environment variable, and what an unknown name says */
