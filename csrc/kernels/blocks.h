@@ -48,6 +48,9 @@ typedef struct v_job {
     const float *xs;            /* [lanes][xs_stride] scales of the first lane, sums [lanes][2 xs_stride] */
     const int32_t *sum;
     size_t xs_stride;
+    const ouro_matrix *chain;   /* [chained] matrices of which w is in the first; activations and factors of the next are a step on */
+    int chained;
+    size_t x_step, kept_step;
     float *out;                 /* [lanes][out_stride], T * 16 columns */
     size_t out_stride;
     const float *kept;          /* factors of the lanes for what is there; NULL: accumulators start at 0 */
@@ -179,12 +182,31 @@ V_INLINE void units_float(const v_kind kind, const int T, const int L, const int
     }
 }
 
+/* the same units of the i-th matrix of a chain, onto what was there */
+V_INLINE void chain_float(const v_kind kind, const int T, const int L, const v_job *j, int i, vf *acc)
+{
+    v_job part = *j;
+    const float *kept = j->kept + (size_t)i * j->kept_step;
+    const uintptr_t next = (uintptr_t)j->chain[i].next - (uintptr_t)j->chain[0].next;
+    part.w = j->chain[i].data + (j->w - j->chain[0].data);
+    part.x = j->x + (size_t)i * j->x_step;
+    part.soon += next;
+    part.soon_end += next;
+    if (!j->chain[i].next) part.soon = part.soon_end;
+    V_UNROLL for (int l = 0; l < L; l++) {
+        vf factor = v_set1(kept[l]);
+        V_UNROLL for (int t = 0; t < T; t++) acc[t * L + l] = v_mul(acc[t * L + l], factor);
+    }
+    units_float(kind, T, L, 0, &part, acc);
+}
+
 V_INLINE void block_float(const v_kind kind, const int T, const int L, const v_job *j)
 {
     vf acc[V_MAX_TILES * V_LANES];
     block_open(T, L, j, acc);
     if (j->far) units_float(kind, T, L, 1, j, acc);
     else units_float(kind, T, L, 0, j, acc);
+    if (V_IS_SIDE(kind)) for (int i = 1; i < j->chained; i++) chain_float(kind, T, L, j, i, acc);
     block_close(T, L, j, acc);
 }
 

@@ -159,6 +159,28 @@ static void job_soon(v_job *j, const ouro_matrix *w, v_kind kind, int tile, int 
     j->soon = (uintptr_t)j->w + (size_t)tiles * j->tile_bytes + (size_t)at * j->soon_part;
 }
 
+/* tiles [tile0, tile1) for all groups of lanes; j is open */
+static void run_job(v_job *j, const ouro_matrix *w, v_kind kind, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1,
+                    float *out, size_t out_stride, const float *kept)
+{
+    j->out_stride = out_stride;
+    int step = V_IS_SIDE(kind) ? V_SIDE_TILES(kind, lane1 - lane0) : V_TILES(kind, lane1 - lane0);
+    for (int begin = lane0, end; begin < lane1; begin = end) {
+        end = set_end(kind, x, begin, lane1);
+        job_asks(j, w, kind, step, end - begin);
+        const v_groups groups = groups_in(kind, end - begin);
+        for (int tile = tile0; tile < tile1; tile += step)
+            for (v_run r = {.lane = begin}; run_next(&groups, &r, lane1 - lane0);) {
+                job_at(j, w, tile, x, r.lane);
+                job_soon(j, w, kind, tile, step, r.at, groups.count);
+                j->groups = r.count;
+                j->kept = kept ? kept + r.lane : NULL;
+                j->out = out + (size_t)r.lane * out_stride + (size_t)tile * OURO_TILE;
+                run_blocks(j, kind, tile + step < tile1 ? step : tile1 - tile, r.lanes, step);
+            }
+    }
+}
+
 static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1, float *out,
                    size_t out_stride, const float *kept)
 {
@@ -166,22 +188,26 @@ static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *
     v_kind kind = kind_of(w, x);
     v_job j;
     job_open(&j, w, x, kind, scratch);
-    j.out_stride = out_stride;
-    int step = V_IS_SIDE(kind) ? V_SIDE_TILES(kind, lane1 - lane0) : V_TILES(kind, lane1 - lane0);
-    for (int begin = lane0, end; begin < lane1; begin = end) {
-        end = set_end(kind, x, begin, lane1);
-        job_asks(&j, w, kind, step, end - begin);
-        const v_groups groups = groups_in(kind, end - begin);
-        for (int tile = tile0; tile < tile1; tile += step)
-            for (v_run r = {.lane = begin}; run_next(&groups, &r, lane1 - lane0);) {
-                job_at(&j, w, tile, x, r.lane);
-                job_soon(&j, w, kind, tile, step, r.at, groups.count);
-                j.groups = r.count;
-                j.kept = kept ? kept + r.lane : NULL;
-                j.out = out + (size_t)r.lane * out_stride + (size_t)tile * OURO_TILE;
-                run_blocks(&j, kind, tile + step < tile1 ? step : tile1 - tile, r.lanes, step);
-            }
+    run_job(&j, w, kind, tile0, tile1, x, lane0, lane1, out, out_stride, kept);
+}
+
+static void chain(const ouro_matrix *w, int n, const ouro_acts *x, size_t x_step, int lane0, int lane1, float *out,
+                  size_t out_stride, const float *kept, size_t kept_step)
+{
+    v_kind kind = kind_of(w, x);
+    v_job j;
+    if (V_IS_SIDE(kind) && !is_s8(kind) && n > 1 && groups_of(kind, lane1 - lane0) > 1) {
+        job_open(&j, w, x, kind, NULL);
+        j.chain = w;
+        j.chained = n;
+        j.x_step = x_step;
+        j.kept_step = kept_step;
+        run_job(&j, w, kind, 0, w->tiles, x, lane0, lane1, out, out_stride, kept);
+        return;
     }
+    ouro_acts part = *x;
+    for (int i = 0; i < n; i++, part.data += x_step)
+        matmul(&w[i], 0, w[i].tiles, &part, lane0, lane1, out, out_stride, kept + (size_t)i * kept_step);
 }
 
 /* silu(gate) * up of one lane; pair [32] f32: 16 of gate, 16 of up */
@@ -238,7 +264,7 @@ static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *
                [OURO_BF16] = {[OURO_ACT_F32] = swiglu, [OURO_ACT_BF16] = swiglu}, \
                [OURO_INT8] = {[OURO_ACT_S8] = swiglu}, \
                [OURO_INT4] = {[OURO_ACT_S8] = swiglu}}, \
-    .swiglu_rows = swiglu_rows, .rmsnorm = rmsnorm, .add_rmsnorm = add_rmsnorm, .dot = dot, .to_bf16 = to_bf16, \
+    .chain = chain, .swiglu_rows = swiglu_rows, .rmsnorm = rmsnorm, .add_rmsnorm = add_rmsnorm, .dot = dot, .to_bf16 = to_bf16, \
     .to_s8 = to_s8, .rope = rope, .softmax = {[OURO_ACT_F32] = softmax_f32, [OURO_ACT_BF16] = softmax_bf16}, .scale_row = scale_row, \
     .keep_row = keep_row, .keep_done = keep_done, \
     .scale_scores = scale_scores, .scale_weights = scale_weights, \

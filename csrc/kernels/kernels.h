@@ -76,7 +76,12 @@ typedef struct ouro_acts {
 typedef void (*ouro_matmul_fn)(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1,
                                float *out, size_t out_stride, const float *kept);
 
-/* The same for a matrix whose tiles alternate gate, up, gate, up: for pairs [pair0, pair1)
+/* n matrices of one layout with tiles side by side, F32 or BF16, one after the other: for i in 0..n-1 what matmul makes of all tiles
+ * of w[i] and the activations i * x_step bytes behind x, kept + i * kept_step. Sums stay in registers between them. */
+typedef void (*ouro_chain_fn)(const ouro_matrix *w, int n, const ouro_acts *x, size_t x_step, int lane0, int lane1, float *out,
+                              size_t out_stride, const float *kept, size_t kept_step);
+
+/* The same as matmul for a matrix whose tiles alternate gate, up, gate, up: for pairs [pair0, pair1)
  *   out[lane][pair * 16 + r] = silu(gate) * up,  silu(g) = g / (1 + exp(-g))
  * stored as bf16 when x is bf16 (out_stride in elements of what is stored), f32 otherwise. */
 typedef void (*ouro_swiglu_fn)(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *x, int lane0, int lane1,
@@ -95,6 +100,7 @@ typedef struct ouro_kernels {
 
     ouro_matmul_fn matmul[OURO_N_MATRICES][OURO_N_ACTS];    /* NULL where the pair makes no sense */
     ouro_swiglu_fn swiglu[OURO_N_FORMATS][OURO_N_ACTS];
+    ouro_chain_fn chain;
 
     /* y[n] = silu(g[n]) * u[n], bits of the fused form (used where gate and up are observed) */
     void (*swiglu_rows)(const float *g, const float *u, int n, float *y);

@@ -107,6 +107,14 @@ static void matmul(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *
         }
 }
 
+static void chain(const ouro_matrix *w, int n, const ouro_acts *x, size_t x_step, int lane0, int lane1, float *out,
+                  size_t out_stride, const float *kept, size_t kept_step)
+{
+    ouro_acts part = *x;
+    for (int i = 0; i < n; i++, part.data += x_step)
+        matmul(&w[i], 0, w[i].tiles, &part, lane0, lane1, out, out_stride, kept + (size_t)i * kept_step);
+}
+
 static void swiglu(const ouro_matrix *w, int pair0, int pair1, const ouro_acts *x, int lane0, int lane1, void *out,
                    size_t out_stride)
 {
@@ -286,6 +294,7 @@ const ouro_kernels ouro_kernels_scalar = {
                [OURO_BF16] = {[OURO_ACT_F32] = swiglu, [OURO_ACT_BF16] = swiglu},
                [OURO_INT8] = {[OURO_ACT_S8] = swiglu},
                [OURO_INT4] = {[OURO_ACT_S8] = swiglu}},
+    .chain = chain,
     .swiglu_rows = swiglu_rows,
     .rmsnorm = rmsnorm,
     .add_rmsnorm = add_rmsnorm,

@@ -16,15 +16,21 @@
 #include "kernels/math.h"
 #include "model/seen.h"
 
+/* Blocks of which the values are one chain of products, where a unit has many rows: their sums stay in registers meanwhile. */
+#define CHAIN 4
+#define CHAIN_ROWS 13            /* fewer rows are worked on all at once as it is */
+
 /* Per-thread scratch, each part 64-byte aligned. */
 typedef struct scratch {
     ouro_acts q;                 /* [ROWS] queries, f32: scores are where rounding would show most */
-    ouro_acts p;                 /* [ROWS] probabilities (cols 64), f32 or bf16 */
+    ouro_acts p;                 /* [CHAIN][ROWS] probabilities (cols 64), f32 or bf16 */
     float *s;                    /* [ROWS][64] f32 */
     float *o;                    /* [ROWS][head_pad] f32 */
-    float *m, *l, *alpha;        /* [ROWS] running maximum and sum; what the last block makes of the outputs before */
+    float *m, *l;                /* [ROWS] running maximum and sum */
+    float *alpha;                /* [CHAIN][ROWS] what a block makes of the outputs before */
     int *visible;                /* [ROWS] positions of the block that a row sees */
-    uint16_t *expanded;          /* the keys, then the values, of an int8 block as bf16 */
+    uint16_t *expanded;          /* [CHAIN] the keys, then the values, of an int8 block as bf16 */
+    size_t expanded_elements;    /* of each */
     uint8_t *overlaid;           /* a block with side rows laid over it */
 } scratch;
 
@@ -38,13 +44,13 @@ static void *take(cutter *c, size_t bytes)
     return c->base ? c->base + at : NULL;
 }
 
-static void acts_at(ouro_acts *x, cutter *at, ouro_act_kind kind, int cols)
+static void acts_at(ouro_acts *x, cutter *at, ouro_act_kind kind, int cols, size_t rows)
 {
     memset(x, 0, sizeof *x);
     x->kind = (int)kind;
     x->kpad = cols;
     x->stride = ((((size_t)cols * (kind == OURO_ACT_F32 ? 4 : 2) + 63) / 64) | 1) * 64;
-    x->data = take(at, x->stride * OURO_ATTEND_ROWS);
+    x->data = take(at, x->stride * rows);
 }
 
 /* Cuts scratch from `base`; returns the bytes it takes. */
@@ -53,15 +59,16 @@ static size_t cut_scratch(const ouro_workspace *ws, uint8_t *base, scratch *t)
     const ouro_kv_layout *y = &ws->kv;
     ouro_act_kind kind = y->dtype == OURO_KV_F32 ? OURO_ACT_F32 : OURO_ACT_BF16;
     cutter at = {base, 0};
-    acts_at(&t->q, &at, OURO_ACT_F32, y->k_pad);
-    acts_at(&t->p, &at, kind, OURO_BLOCK);
+    acts_at(&t->q, &at, OURO_ACT_F32, y->k_pad, OURO_ATTEND_ROWS);
+    acts_at(&t->p, &at, kind, OURO_BLOCK, CHAIN * OURO_ATTEND_ROWS);
     t->s = take(&at, OURO_ATTEND_ROWS * OURO_BLOCK * sizeof(float));
     t->o = take(&at, OURO_ATTEND_ROWS * (size_t)ouro_head_pad(&ws->model->config) * sizeof(float));
     t->m = take(&at, OURO_ATTEND_ROWS * sizeof(float));
     t->l = take(&at, OURO_ATTEND_ROWS * sizeof(float));
-    t->alpha = take(&at, OURO_ATTEND_ROWS * sizeof(float));
+    t->alpha = take(&at, CHAIN * OURO_ATTEND_ROWS * sizeof(float));
     t->visible = take(&at, OURO_ATTEND_ROWS * sizeof(int));
-    t->expanded = take(&at, (y->k_elements > y->v_elements ? y->k_elements : y->v_elements) * sizeof(uint16_t));
+    t->expanded_elements = y->k_elements > y->v_elements ? y->k_elements : y->v_elements;
+    t->expanded = take(&at, CHAIN * t->expanded_elements * sizeof(uint16_t));
     t->overlaid = take(&at, y->block_bytes);
     return at.used;
 }
@@ -118,13 +125,15 @@ typedef struct unit {
     ouro_span span;
     int slot, head, heads;
     int per_kv, rows;            /* query heads of a kv head; rows of one head: lanes times per_kv */
+    int chained;                 /* blocks worked on at once */
     scratch t;
 } unit;
 
 static unit unit_of(ouro_workspace *ws, const ouro_lane *lanes, ouro_span span, int slot, int head, int thread)
 {
     const ouro_config *c = &ws->model->config;
-    unit u = {.ws = ws, .lanes = lanes, .span = span, .slot = slot, .head = head, .heads = 1, .per_kv = c->n_heads / c->n_kv_heads};
+    unit u = {.ws = ws, .lanes = lanes, .span = span, .slot = slot, .head = head, .heads = 1, .chained = 1};
+    u.per_kv = c->n_heads / c->n_kv_heads;
     u.rows = (span.end - span.begin) * u.per_kv;
     cut_scratch(ws, ws->scratch[thread], &u.t);
     return u;
@@ -162,20 +171,25 @@ static float score_scale(const ouro_config *c) { return 1.0f / sqrtf((float)c->d
 typedef struct block_view {
     const uint8_t *block, *next;
     int b, first, end;
+    int at;                      /* in the chain */
     int lane;                    /* of the first of these rows */
     int k_tiles;                 /* of the keys that any row sees */
 } block_view;
 
-static block_view view_block(unit *u, int b, int h)
+static block_view view_block(unit *u, int b, int h, int at)
 {
     const ouro_lane *last = last_lane(u);
     const ouro_kv_layout *y = &u->ws->kv;
     int head = u->head + h;
-    block_view v = {.block = visible_block(u->ws, last, b, u->slot, head, u->t.overlaid), .b = b, .first = h * u->rows,
+    block_view v = {.block = visible_block(u->ws, last, b, u->slot, head, u->t.overlaid), .b = b, .at = at, .first = h * u->rows,
                     .end = (h + 1) * u->rows, .lane = u->span.begin};
     v.k_tiles = ouro_round_up(visible_in(last, b), OURO_TILE) / OURO_TILE;
     int page = b, then = head + 1;
-    if (h + 1 == u->heads) then = b < last_block(u) ? u->head : then, page = b < last_block(u) ? b + 1 : 0;
+    if (h + 1 == u->heads) {
+        page += u->chained;
+        if (page > last_block(u)) page -= last_block(u) + 1;
+        else then = u->head;
+    }
     if (then < y->n_kv_heads && last->pages[page]) v.next = ouro_kv_block(y, last->pages[page], u->slot, then);
     for (; u->lanes[v.lane].pos < b * OURO_BLOCK; v.lane++) v.first += u->per_kv;
     for (int row = v.first, i = v.lane; row < v.end; i++)
@@ -183,12 +197,14 @@ static block_view view_block(unit *u, int b, int h)
     return v;
 }
 
+static uint16_t *expanded_at(const unit *u, int at) { return u->t.expanded + (size_t)at * u->t.expanded_elements; }
+
 static void block_scores(unit *u, const block_view *y)
 {
     const ouro_kernels *kernels = u->ws->model->kernels;
     const float *k_scale = ouro_kv_k_scales(&u->ws->kv, y->block);
     ouro_matrix k;
-    ouro_kv_view_k(&u->ws->kv, kernels, y->block, y->end - y->first, u->t.expanded, &k);
+    ouro_kv_view_k(&u->ws->kv, kernels, y->block, y->end - y->first, expanded_at(u, y->at), &k);
     kernels->matmul[k.format][u->t.q.kind](&k, 0, y->k_tiles, &u->t.q, y->first, y->end, u->t.s, OURO_BLOCK, NULL);
     int seen = y->k_tiles * OURO_TILE;
     for (int row = y->first; row < y->end; row++) {
@@ -204,20 +220,31 @@ static void soften(unit *u, const block_view *y, int first, int end, float scale
     const ouro_kernels *kernels = u->ws->model->kernels;
     const float *v_scale = ouro_kv_v_scales(&u->ws->kv, y->block);
     scratch *t = &u->t;
-    uint8_t *p = t->p.data + (size_t)first * t->p.stride;
+    size_t row_at = (size_t)y->at * OURO_ATTEND_ROWS + (size_t)first;
+    uint8_t *p = t->p.data + row_at * t->p.stride;
     kernels->softmax[t->p.kind](t->s + (size_t)first * OURO_BLOCK, end - first, t->visible + first, scale, t->m + first,
-                                t->l + first, t->alpha + first, p, t->p.stride);
+                                t->l + first, t->alpha + row_at, p, t->p.stride);
     for (int row = first; v_scale && row < end; row++, p += t->p.stride) kernels->scale_weights((uint16_t *)(void *)p, v_scale);
 }
 
-/* o = o alpha + V p */
+static void view_values(unit *u, const block_view *y, ouro_matrix *v)
+{
+    ouro_kv_view_v(&u->ws->kv, u->ws->model->kernels, y->block, y->next, y->end - y->first, expanded_at(u, y->at), v);
+}
+
+/* o = o alpha + V p for the n blocks of a chain, y the last of them */
+static void chain_values(unit *u, const block_view *y, const ouro_matrix *v, int n)
+{
+    scratch *t = &u->t;
+    u->ws->model->kernels->chain(v, n, &t->p, OURO_ATTEND_ROWS * t->p.stride, y->first, y->end, t->o,
+                                 (size_t)ouro_head_pad(&u->ws->model->config), t->alpha, OURO_ATTEND_ROWS);
+}
+
 static void block_values(unit *u, const block_view *y)
 {
-    const ouro_kernels *kernels = u->ws->model->kernels;
     ouro_matrix v;
-    ouro_kv_view_v(&u->ws->kv, kernels, y->block, y->next, y->end - y->first, u->t.expanded, &v);
-    kernels->matmul[v.format][u->t.p.kind](&v, 0, v.tiles, &u->t.p, y->first, y->end, u->t.o,
-                                           (size_t)ouro_head_pad(&u->ws->model->config), u->t.alpha);
+    view_values(u, y, &v);
+    chain_values(u, y, &v, 1);
 }
 
 /* z = o / l for every row */
@@ -233,18 +260,33 @@ static void store_z(unit *u)
         }
 }
 
+/* how many blocks from b on are one chain: of those that all rows see */
+static int chain_from(const unit *u, int b)
+{
+    int whole = u->lanes[u->span.begin].pos / OURO_BLOCK - b + 1;
+    if (u->heads > 1 || u->rows < CHAIN_ROWS || last_lane(u)->side || whole < 1) return 1;
+    return whole < CHAIN ? whole : CHAIN;
+}
+
 /* Block by block, heads inside: what a page holds of them is read in one go. */
 static void attend(unit *u)
 {
     float scale = score_scale(&u->ws->model->config);
     load_queries(u);
-    for (int b = 0; b <= last_block(u); b++)
+    for (int b = 0; b <= last_block(u); b += u->chained) {
+        u->chained = chain_from(u, b);
         for (int h = 0; h < u->heads; h++) {
-            block_view y = view_block(u, b, h);
-            block_scores(u, &y);
-            soften(u, &y, y.first, y.end, scale);
-            block_values(u, &y);
+            ouro_matrix v[CHAIN];
+            block_view y = {0};
+            for (int i = 0; i < u->chained; i++) {
+                y = view_block(u, b + i, h, i);
+                block_scores(u, &y);
+                soften(u, &y, y.first, y.end, scale);
+                view_values(u, &y, &v[i]);
+            }
+            chain_values(u, &y, v, u->chained);
         }
+    }
     store_z(u);
 }
 
@@ -279,7 +321,7 @@ void ouro_attend_scores(ouro_workspace *ws, const ouro_lane *lanes, ouro_span sp
     float scale = score_scale(&ws->model->config);
     load_queries(&u);
     for (int b = 0; b <= last_block(&u); b++) {
-        block_view y = view_block(&u, b, 0);
+        block_view y = view_block(&u, b, 0, 0);
         block_scores(&u, &y);
         for (int row = y.first; row < y.end; row++) {
             float *to = seen_row(&u, ws->seen->scores, row, b);
@@ -343,7 +385,7 @@ void ouro_attend_values(ouro_workspace *ws, const ouro_lane *lanes, ouro_span sp
     unit u = unit_of(ws, lanes, span, slot, head, thread);
     load_queries(&u);
     for (int b = 0; b <= last_block(&u); b++) {
-        block_view y = view_block(&u, b, 0);
+        block_view y = view_block(&u, b, 0, 0);
         const float *v_scale = ouro_kv_v_scales(&ws->kv, y.block);
         for (int row = y.first; row < y.end; row++) {
             int taken = changed && changed[y.lane + (row - y.first) / u.per_kv];

@@ -53,6 +53,29 @@ static void compare_swiglu(const ouro_kernels *k, const product *p, uint64_t *se
     free(got);
 }
 
+/* a chain of two matrices, the second with the activations of other lanes, against two products */
+static void compare_chain(const ouro_kernels *k, const product *a, const product *like, uint64_t *seed)
+{
+    size_t stride = (size_t)a->w.tiles * OURO_TILE, n = stride * (size_t)a->lanes, bytes = ouro_matrix_bytes(&like->w);
+    int lanes = a->lanes / 2;
+    if (!lanes) return;
+    ouro_matrix w[2] = {a->w, a->w};
+    w[1].data = ouro_alloc(bytes);
+    for (size_t at = 0; at < bytes; at += 64) memcpy(w[1].data + at, a->w.data + (bytes - 64 - at), 64);
+    if (below(seed, 2)) w[1].next = a->w.data;
+    float *want = calloc(n, sizeof *want), *got = calloc(n, sizeof *got), *kept = factors(seed, 2 * lanes);
+    for (size_t i = 0; i < n; i++) want[i] = got[i] = awkward(seed);
+    size_t step = a->x.stride * (size_t)lanes;
+    ouro_kernels_scalar.chain(w, 2, &a->x, step, 0, lanes, want, stride, kept, (size_t)lanes);
+    k->chain(w, 2, &a->x, step, 0, lanes, got, stride, kept, (size_t)lanes);
+    CHECK_SAME(want, got, n, "%s chain, format %d acts %d cols %d tiles %d lanes %d", k->name, a->w.format, a->x.kind, a->w.cols,
+               a->w.tiles, lanes);
+    ouro_free(w[1].data);
+    free(want);
+    free(got);
+    free(kept);
+}
+
 /* F32 or BF16 weights with their tiles side by side: the results of contiguous ones, with and without a hint of what is next */
 static void compare_side(const ouro_kernels *k, const product *p, uint64_t *seed)
 {
@@ -72,6 +95,7 @@ static void compare_side(const ouro_kernels *k, const product *p, uint64_t *seed
     CHECK_SAME(want, got, n, "%s side by side, format %d acts %d cols %d tiles %d lanes %d", k->name, p->w.format, p->x.kind,
                p->w.cols, p->w.tiles, p->lanes);
     compare_matmul(k, &side, seed, kept != NULL);
+    compare_chain(k, &side, p, seed);
     ouro_free(side.w.data);
     free(kept);
     free(want);
