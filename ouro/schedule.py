@@ -62,6 +62,7 @@ class ScheduleLog:
             self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
 
     def add_submit(self, number: int, prompt: Sequence[int], s: Settings, sample: int) -> None:
+        """A request that was queued, with all that its result depends on."""
         settings = asdict(replace(s, edits=()))
         settings["edits"] = [type(edit).__name__ for edit in s.edits]
         rule = s.exit_rule
@@ -71,6 +72,7 @@ class ScheduleLog:
         self._add({"submit": number, "sample": sample, "tokens": list(prompt), "settings": settings})
 
     def add_pass(self, record: Sequence[tuple[int, int, int, int, int, int]], events: Sequence[tuple[Any, ...]]) -> None:
+        """One pass: what was taken in, its lanes, and the tokens that came of it."""
         entry: Entry = {"pass": self._passes, **{name: [] for name in TAKEN}, "lanes": [], "events": []}
         for request, kind, pos, step, token, state in record:
             if kind < len(TAKEN):
@@ -83,6 +85,7 @@ class ScheduleLog:
         self._add(entry)
 
     def close(self) -> None:
+        """Close the file, when there is one."""
         if self._file is not None:
             self._file.close()
 
