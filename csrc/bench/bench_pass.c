@@ -1,8 +1,9 @@
 /* bench_pass.c - what whole passes cost: the 1.4B shape (d 2048, 16 heads of 128, FFN 5632) with as many layers as asked.
  *
- *   bench_pass [bf16|int8|int4|f32] [lanes|prefill|context|attend|threads] [layers = 6] [threads] [kv = bf16|int8]
+ *   bench_pass [bf16|int8|int4|f32] [lanes|token|prefill|context|attend|threads] [layers = 6] [threads] [kv = bf16|int8]
  *
  *   lanes      a pass of 1 to 8 lanes: time, ratio to one lane, GB/s of weights against a plain read of the same bytes
+ *   token      four passes of one lane and the readout of 49 152 logits, medians, beside a plain read of the same minute
  *   prefill    512 positions in chunks of 64 to 512, tokens/s as 24 layers and 4 steps would have it
  *   context    one lane at 64 to 32 K positions: time, and bytes of weights and cache per second
  *   attend     256 positions behind 0 to 8 K others
@@ -26,6 +27,8 @@
 
 #define REPEATS 15
 #define MAX_PASS_LANES 8
+#define TOKENS 31
+#define STEPS 4
 #define CHUNK 256
 #define PROMPT 512               /* positions of a prompt, and most lanes of a pass */
 
@@ -76,12 +79,12 @@ static void put(ouro_model *m, ouro_tensor tensor)
 
 static void copy(ouro_matrix *to, const ouro_matrix *from) { memcpy(to->data, from->data, ouro_matrix_bytes(from)); }
 
-static ouro_model *make_model(const char *compute, int layers)
+static ouro_model *make_model(const char *compute, int layers, int vocab)
 {
     static const char *names[] = {"f32", "bf16", "int8", "int4"};
     static const ouro_format formats[] = {OURO_BF16, OURO_BF16, OURO_INT8, OURO_INT4};
     ouro_config c = {.n_layers = layers, .n_steps = 4, .n_heads = 16, .n_kv_heads = 16, .d_model = 2048, .d_head = 128,
-                     .d_mlp = 5632, .d_vocab = 1024, .n_ctx = 65536, .eps = 1e-6f, .rope_theta = 1e6};
+                     .d_mlp = 5632, .d_vocab = vocab, .n_ctx = 65536, .eps = 1e-6f, .rope_theta = 1e6};
     int kind = 0;
     while (kind < 4 && strcmp(names[kind], compute)) kind++;
     if (kind == 4) die(compute);
@@ -195,6 +198,51 @@ static double chunk_pass(ouro_workspace *ws, seat s, int from, int n)
     return pass(ws, lanes, n);
 }
 
+/* the median of n, which are put in order */
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static double median(double *x, int n)
+{
+    qsort(x, (size_t)n, sizeof *x, ascending);
+    return x[n / 2];
+}
+
+/* What moves from minute to minute moves for all: each part is compared with the reads right before and behind its token. */
+static void token_table(ouro_workspace *ws)
+{
+    double read[TOKENS + 1], part[3][TOKENS], share[3][TOKENS];
+    double layers = layer_bytes(ws->model) * 1e-9, head = (double)ouro_matrix_bytes(&ws->model->head) * 1e-9;
+    const double bytes[3] = {STEPS * layers, head, STEPS * layers + head};
+    seat seats[STEPS];
+    int32_t best;
+    for (int t = 0; t < STEPS; t++) seats[t] = seat_new(ws, 64);
+    read[0] = layers / plain_read(ws);
+    for (int r = 0; r < TOKENS; r++) {
+        part[0][r] = 0.0;
+        for (int t = 0; t < STEPS; t++) {
+            ouro_lane lane = {.pos = 30 + r % 32, .pages = seats[t].pages};
+            part[0][r] += pass(ws, &lane, 1);
+        }
+        ouro_readout row = {.state = hidden, .argmax = &best};
+        double begin = now();
+        if (ouro_read_out(ws, &row, 1, NULL, NULL)) die("readout");
+        part[1][r] = now() - begin;
+        part[2][r] = part[0][r] + part[1][r];
+        read[r + 1] = layers / plain_read(ws);
+        for (int i = 0; i < 3; i++) share[i][r] = bytes[i] / part[i][r] / (0.5 * (read[r] + read[r + 1]));
+    }
+    static const char *const names[] = {"passes", "readout", "token"};
+    printf("%7s %9s %8s %12s\n%7s %18.1f\n", "", "ms", "GB/s", "of a read", "read", median(read, TOKENS + 1));
+    for (int i = 0; i < 3; i++) {
+        double t = median(part[i], TOKENS);
+        printf("%7s %9.2f %8.1f %11.0f%%\n", names[i], t * 1e3, bytes[i] / t, 100.0 * median(share[i], TOKENS));
+    }
+    for (int t = 0; t < STEPS; t++) seat_free(ws, seats[t], 64);
+}
+
 static void prefill_table(ouro_workspace *ws)
 {
     double took[4][5], layers = ws->model->config.n_layers;
@@ -279,7 +327,7 @@ int main(int argc, char **argv)
     int layers = argc > 3 ? atoi(argv[3]) : 6, threads = argc > 4 ? atoi(argv[4]) : 0;
     ouro_kv_dtype kv = argc > 5 && !strcmp(argv[5], "int8") ? OURO_KV_INT8 : OURO_KV_BF16;
     if (!strcmp(compute, "f32")) kv = OURO_KV_F32;
-    ouro_model *m = make_model(compute, layers);
+    ouro_model *m = make_model(compute, layers, strcmp(what, "token") ? 1024 : 49152);
     hidden = ouro_alloc((size_t)PROMPT * 2048 * sizeof(float));
     ouro_workspace *ws;
     if (ouro_workspace_new(m, kv, threads, &ws)) die("workspace");
@@ -287,6 +335,7 @@ int main(int argc, char **argv)
     printf("%s, %s, %d layers, %d threads, keys and values %s\n", compute, m->kernels->name, layers, ws->n_threads,
            kv == OURO_KV_F32 ? "f32" : kv == OURO_KV_INT8 ? "int8" : "bf16");
     if (!strcmp(what, "lanes")) lanes_table(ws);
+    else if (!strcmp(what, "token")) token_table(ws);
     else if (!strcmp(what, "prefill")) prefill_table(ws);
     else if (!strcmp(what, "attend")) attend_table(ws);
     else if (!strcmp(what, "context")) context_table(ws);

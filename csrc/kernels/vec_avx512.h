@@ -29,7 +29,7 @@
      (kind) == V_INT8 ? (lanes) <= 3 ? 1024 : (lanes) == 4 ? 2048 : 4096 : \
      (kind) == V_INT4 ? (lanes) <= 2 ? 2048 : 8192 : (lanes) >= ((kind) == V_MIXED ? 3 : 5) ? 8192 : 0)
 /* Bytes ahead that it asks once more, int kinds, for what was dropped: a constant, which costs no instruction but its own; 0: not. */
-#define V_AGAIN(kind, lanes) ((kind) == V_INT4 && (lanes) <= 2 ? 768 : 0)
+#define V_AGAIN(kind, lanes) ((kind) == V_INT4 && (lanes) <= 2 ? 1024 : 0)
 /* the instances X(kind, tiles, lanes) of a register block */
 #define V_ROW(X, kind, T) X(kind, T, 1) X(kind, T, 2) X(kind, T, 3) X(kind, T, 4) X(kind, T, 5) X(kind, T, 6)
 #define V_MORE(X, kind, T) X(kind, T, 7) X(kind, T, 8) X(kind, T, 9) X(kind, T, 10) X(kind, T, 11) X(kind, T, 12)
