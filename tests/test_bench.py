@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from paths import FIXTURES, TINY
 
+import ouro
 from ouro import _core
 from ouro.bench.bounds import Cost
 from ouro.bench.candidates import Entry, Task
@@ -16,6 +17,7 @@ from ouro.bench.errors import PeerError
 from ouro.bench.gguf_file import metadata, tensor_names, write_gguf
 from ouro.bench.llama_cpp import _run
 from ouro.bench.results import SCHEMA, Report, Row, merge, merge_pairs, pairs_of
+from ouro.bench.worker import Ouro
 from ouro.checkpoint import open_checkpoint
 from ouro.config import ModelConfig, load_config
 
@@ -123,6 +125,22 @@ def test_the_core_measures_a_read_and_refuses_nonsense():
         _core.peak("int3", 1, 1)
     with pytest.raises(MemoryError):
         _core.read_bandwidth(1 << 60, 1, 1)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("compute", ["float32", "bfloat16", "int8", "int4"])
+def test_a_model_reads_its_own_weights(compute):
+    model = ouro.load(TINY, compute=compute, threads=2)
+    nbytes, seconds = model._core.read_weights()
+    assert nbytes == model.info()["layer_bytes"] and seconds > 0
+
+
+def test_a_token_is_compared_with_reads_beside_it():
+    found = Ouro(TINY, "int8", 1).decode(8, 5, False)
+    assert found["passes"] == 5 * 4 and found["cache_bytes"] > 0
+    assert min(found[name] for name in ("rate", "read", "prefill_rate")) > 0
+    guessed = Ouro(TINY, "int8", 1).decode(8, 5, True)
+    assert "read" not in guessed and guessed["passes"] <= 6 * 4
 
 
 @pytest.mark.parametrize("name", ["tiny-mha", "tiny-gqa-tied"])

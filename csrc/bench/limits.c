@@ -22,28 +22,30 @@ static double now(void)
 typedef struct measurement {
     ouro_pool *pool;
     int rounds;
-    double *rates;
+    double *rates;                               /* extents: seconds */
     uint8_t *data;                               /* read: [bytes] */
     size_t bytes;
+    const ouro_extent *extents;                  /* extents: [n_extents] */
+    int n_extents;
     ouro_read_loop read;
     ouro_peak_loop loop;                              /* peak */
     int64_t turns;
 } measurement;
 
-/* part of the bytes that a thread owns; bounds are multiples of 512 */
-static uint8_t *own_part(const measurement *m, int thread, int n_threads, size_t *bytes)
+/* where the part of a thread begins, and its bytes; both are multiples of 512 */
+static size_t own_part(size_t all, int thread, int n_threads, size_t *bytes)
 {
-    size_t units = m->bytes / 512, begin = units * (size_t)thread / (size_t)n_threads;
+    size_t units = all / 512, begin = units * (size_t)thread / (size_t)n_threads;
     size_t end = units * ((size_t)thread + 1) / (size_t)n_threads;
     *bytes = (end - begin) * 512;
-    return m->data + begin * 512;
+    return begin * 512;
 }
 
 static void read_region(void *context, int thread, int n_threads)
 {
     measurement *m = context;
     size_t bytes;
-    uint8_t *p = own_part(m, thread, n_threads, &bytes);
+    uint8_t *p = m->data + own_part(m->bytes, thread, n_threads, &bytes);
     memset(p, thread + 1, bytes);
     for (int r = 0; r < m->rounds; r++) {
         ouro_pool_barrier(m->pool, thread);
@@ -52,6 +54,21 @@ static void read_region(void *context, int thread, int n_threads)
         ouro_pool_barrier(m->pool, thread);
         if (thread == 0) m->rates[r] = (double)m->bytes / (now() - begin);
     }
+}
+
+static void extents_region(void *context, int thread, int n_threads)
+{
+    measurement *m = context;
+    uint64_t of_all = 0;
+    ouro_pool_barrier(m->pool, thread);
+    double begin = now();
+    for (int i = 0; i < m->n_extents; i++) {
+        size_t bytes, at = own_part(m->extents[i].bytes, thread, n_threads, &bytes);
+        of_all ^= m->read(m->extents[i].data + at, bytes);
+    }
+    atomic_fetch_xor(&sink, of_all);
+    ouro_pool_barrier(m->pool, thread);
+    if (thread == 0) m->rates[0] = now() - begin;
 }
 
 static void peak_region(void *context, int thread, int n_threads)
@@ -76,6 +93,12 @@ int ouro_measure_read(ouro_pool *pool, size_t bytes, int rounds, double *rates)
     int status = ouro_pool_run(pool, read_region, &m);
     ouro_big_free(m.data, m.bytes);
     return status;
+}
+
+int ouro_measure_extents(ouro_pool *pool, const ouro_extent *extents, int n, double *seconds)
+{
+    measurement m = {.pool = pool, .rates = seconds, .extents = extents, .n_extents = n, .read = ouro_read_loop_of_machine()};
+    return ouro_pool_run(pool, extents_region, &m);
 }
 
 int ouro_measure_peak(ouro_pool *pool, ouro_unit unit, int rounds, double *rates)

@@ -4,6 +4,7 @@
 
 #include "base/cpu.h"
 #include "base/memory.h"
+#include "bench/limits.h"
 #include "engine/cache.h"
 #include "engine/trace.h"
 #include "tap/plan.h"
@@ -435,6 +436,38 @@ static PyObject *model_reserve_pages(PyObject *o, PyObject *args)
     return PyLong_FromSize_t(kept);
 }
 
+/* read_weights() -> bytes, seconds: a plain read of the layers' weights by the model's threads, what a pass can not go below */
+static PyObject *model_read_weights(PyObject *o, PyObject *unused)
+{
+    (void)unused;
+    model_object *self = (model_object *)o;
+    if (!ouro_model_is_ready(self)) return NULL;
+    int n_layers = self->model->config.n_layers, status = OURO_ERR_MEMORY, n = 0;
+    double seconds = 0.0;
+    size_t bytes = 0;
+    ouro_extent *extents = calloc((size_t)n_layers * 4, sizeof *extents);
+    if (!extents) return PyErr_NoMemory();
+    for (int l = 0; l < n_layers; l++) {
+        const ouro_layer *y = &self->model->layers[l];
+        const ouro_matrix *all[] = {&y->qkv, &y->o, &y->gate_up, &y->down};
+        for (int i = 0; i < 4; i++, n++) {
+            extents[n] = (ouro_extent){all[i]->data, ouro_matrix_bytes(all[i])};
+            bytes += extents[n].bytes;
+        }
+    }
+    int locked = ouro_model_lock(self);
+    if (locked) {
+        Py_BEGIN_ALLOW_THREADS
+        status = ouro_map_check(&self->model->map);
+        if (status == OURO_OK) status = ouro_measure_extents(self->ws->pool, extents, n, &seconds);
+        Py_END_ALLOW_THREADS
+        ouro_model_unlock(self);
+    }
+    free(extents);
+    if (!locked) return NULL;
+    return status == OURO_OK ? Py_BuildValue("nd", (Py_ssize_t)bytes, seconds) : ouro_raise(status);
+}
+
 static PyObject *model_free_pages(PyObject *o, PyObject *unused)
 {
     (void)unused;
@@ -460,6 +493,7 @@ static PyMethodDef methods[] = {
     {"save", ouro_model_save, METH_VARARGS, "save($self, path, progress=None, /)\n--\n\nWrites the packed weights as one file."},
     {"kept_pages", model_kept_pages, METH_NOARGS, "kept_pages($self)\n--\n\nBytes of cache pages that no request holds and that are kept for the next."},
     {"reserve_pages", model_reserve_pages, METH_VARARGS, "reserve_pages($self, n_positions, /)\n--\n\nMakes cache pages beforehand; the bytes that are kept then."},
+    {"read_weights", model_read_weights, METH_NOARGS, "read_weights($self)\n--\n\nReads the layers' weights once: bytes, seconds."},
     {"free_pages", model_free_pages, METH_NOARGS, "free_pages($self)\n--\n\nGives the kept cache pages back to the system; their bytes."},
     {"info", model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},
     {NULL, NULL, 0, NULL},

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import ouro
@@ -16,7 +17,7 @@ from ouro import _core
 from ouro.bench.batched import batched_table, latency_line, latency_text, run_batched
 from ouro.bench.candidates import Runner, Task, candidates
 from ouro.bench.llama_cpp import VERSION
-from ouro.bench.machine import LARGEST_READ, UNITS, peak_rate, processor, read_rate
+from ouro.bench.machine import LARGEST_READ, UNITS, peak_rate, processor, read_rates
 from ouro.bench.results import Report, Row, pairs_of
 from ouro.config import load_config
 from ouro.files import check_output, is_directory
@@ -90,17 +91,20 @@ def tasks_of(a: argparse.Namespace) -> list[Task]:
 
 
 def _limits(runner: Runner, threads: int) -> tuple[float, float]:
-    return read_rate(runner.entry.cost.layer_bytes, threads), peak_rate(runner.entry.unit, threads)[1]
+    return median(read_rates(runner.entry.cost.layer_bytes, threads)), peak_rate(runner.entry.unit, threads)[1]
 
 
 def _turns(task: Task, runners: list[Runner], rows: list[Row], threads: int) -> None:
-    """One sample of a task from each candidate, one directly after the other, limits in between."""
+    """One sample of a task from each candidate, one directly after the other, limits in between.
+
+    A candidate that reads its own weights between its tokens says itself what a read took.
+    """
     for runner, row in zip(runners, rows, strict=True):
         if task.mode == "plain" or runner.entry.runtime == "ouro":
             before = _limits(runner, threads)
             sample = runner.measure(task)
             after = _limits(runner, threads)
-            row.add(task.key, sample, ((before[0] + after[0]) / 2, (before[1] + after[1]) / 2))
+            row.add(task.key, sample, (sample.get("read", (before[0] + after[0]) / 2), (before[1] + after[1]) / 2))
 
 
 def measure(a: argparse.Namespace, directory: Path, threads: int, report: Report) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -143,7 +147,7 @@ def new_report(a: argparse.Namespace, directory: Path, threads: int) -> Report:
     """Everything but the rows."""
     c = load_config(directory)
     peaks = {name: dict(zip(("instruction", "rate"), peak_rate(name, threads), strict=True)) for name in UNITS}
-    read = read_rate(LARGEST_READ, threads)
+    read = max(read_rates(LARGEST_READ, threads))
     machine = {"processor": processor(), "features": _core.cpu_features(), "threads": threads, "read": read, "peak": peaks}
     names = ("n_layers", "n_steps", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp", "d_vocab", "n_params")
     model = {"name": directory.name, **{name: getattr(c, name) for name in names}}

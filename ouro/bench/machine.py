@@ -13,13 +13,13 @@ UNITS = ("float32", "bfloat16", "int8")
 REPEATS = 4
 
 
-def read_rate(nbytes: float, threads: int) -> float:
-    """Bytes per second of the best of a few plain reads of a buffer as large as the weights that are swept.
+def read_rates(nbytes: float, threads: int) -> list[float]:
+    """Bytes per second of a few plain reads of a buffer as large as the weights that are swept.
 
     Small weights stay in the caches, so they are compared with a read that stays there too.
     """
     size = int(min(max(nbytes, SMALLEST_READ), LARGEST_READ))
-    return max(_core.read_bandwidth(size, threads, REPEATS if size > 1 << 26 else 40))
+    return _core.read_bandwidth(size, threads, REPEATS if size > 1 << 26 else 40)
 
 
 def peak_rate(unit: str, threads: int) -> tuple[str, float]:

@@ -63,10 +63,35 @@ class Ouro:
 
     def decode(self, context: int, new: int, speculate: bool) -> dict[str, float]:
         """`new` greedy tokens behind `context`; the first belongs to the prompt's time."""
-        ids = tokens(self.config, context)
-        s = self.model.generate(ids, max_new_tokens=new + 1, eos_token_id=[], speculate=speculate).stats
-        found = {"rate": new / s.decode_seconds, "prefill_rate": context / s.prefill_seconds, "passes": s.passes}
-        return {**found, "p1": s.p1, "p2": s.p2, "cache_bytes": s.cache_bytes} if speculate else {**found, "cache_bytes": s.cache_bytes}
+        return self._speculate(context, new) if speculate else self._plain(context, new)
+
+    def _speculate(self, context: int, new: int) -> dict[str, float]:
+        s = self.model.generate(tokens(self.config, context), max_new_tokens=new + 1, eos_token_id=[], speculate=True).stats
+        return {"rate": new / s.decode_seconds, "prefill_rate": context / s.prefill_seconds, "passes": s.passes, "p1": s.p1, "p2": s.p2,
+                "cache_bytes": s.cache_bytes}  # fmt: skip
+
+    def _plain(self, context: int, new: int) -> dict[str, float]:
+        """Token by token, and before, between and behind them a plain read of the same weights by the same threads: memory that
+        others share is slower in one moment than in the next, and then for both."""
+        from ouro.engine import MAX_LANES, Engine
+
+        seconds, read, size = 0.0, 0.0, 0
+        with Engine(self.model, background=False, prefix_cache_bytes=0, prefill_lanes=MAX_LANES) as engine:
+            begin = time.perf_counter()
+            handle = engine.submit(tokens(self.config, context), max_new_tokens=new + 1, eos_token_id=[], speculate=False)
+            while not handle.generation.token_ids:
+                engine.step()
+            prefill, passes = time.perf_counter() - begin, engine.stats.passes
+            for made in range(1, new + 2):
+                nbytes, took = self.model._core.read_weights()
+                size, read = size + nbytes, read + took
+                begin = time.perf_counter()
+                while len(handle.generation.token_ids) == made and not handle.done:
+                    engine.step()
+                seconds += time.perf_counter() - begin
+            stats = engine.stats
+        return {"rate": new / seconds, "read": size / read, "prefill_rate": context / prefill, "passes": stats.passes - passes,
+                "cache_bytes": handle.generation.stats.cache_bytes}  # fmt: skip
 
     def batch(self, requests: int, prompt: int, new: int, mode: str) -> dict[str, float]:
         """`requests` prompts at once: tokens per second of all, from when each has its first token until `new` more for each, or
