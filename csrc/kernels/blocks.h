@@ -67,8 +67,6 @@ typedef void (*v_block_fn)(const v_job *);
 V_INLINE void job_next(const int L, v_job *j)
 {
     j->x += (size_t)L * j->stride;
-    j->xs += (size_t)L * j->xs_stride;
-    j->sum += (size_t)L * 2 * j->xs_stride;
     j->out += (size_t)L * j->out_stride;
     if (j->kept) j->kept += L;
     j->soon += j->soon_part;
@@ -365,5 +363,9 @@ V_INLINE void blocks_s8(const v_kind kind, const int T, const int L, const v_job
 V_INLINE void blocks_int(const v_kind kind, const int T, const int L, const v_job *given)
 {
     v_job j = *given;
-    for (int n = j.groups; n > 0; n--, job_next(L, &j)) block_int(kind, T, L, &j);
+    for (int n = j.groups; n > 0; n--, job_next(L, &j)) {
+        block_int(kind, T, L, &j);
+        j.xs += (size_t)L * j.xs_stride;
+        j.sum += (size_t)L * 2 * j.xs_stride;
+    }
 }
