@@ -78,7 +78,7 @@ def flags_of(path: Path) -> list[str]:
     base = ["-march=x86-64-v2", "-mtune=generic"] if X86 else []
     flags = flags + base + ISA.get(isa_of(path) or "", [])
     sanitize = os.environ.get("OURO_SANITIZE")
-    return flags + ([f"-fsanitize={sanitize}", "-O1", "-g", "-fno-omit-frame-pointer"] if sanitize else [])
+    return flags + ([f"-fsanitize={sanitize}", "-O1", "-g", "-fno-omit-frame-pointer", "-DOURO_SMALL_BLOCKS=1"] if sanitize else [])
 
 
 def openblas() -> list[Path]:

@@ -7,6 +7,27 @@
 #define V_CACHE ((size_t)2 << 20)       /* bytes of activations kept close while the tiles go by */
 #define V_TOGETHER 48                   /* lanes of a fused product that wait for SwiGLU, at least V_LANES times the pairs at once */
 
+/* Compilers take many minutes over sanitized blocks of the usual sizes. With this the same source makes small ones, which have the same
+ * bits; csrc/tests run the usual ones under sanitizers. */
+#ifdef OURO_SMALL_BLOCKS
+#undef V_INSTANCES
+#undef V_SIDE_INSTANCES
+#undef V_S8_INSTANCES
+#undef V_INT_INSTANCES
+#undef V_FLOAT_LANES
+#undef V_INT_LANES
+#undef V_INT_ALONE
+#undef V_S8_LANES
+#define V_INSTANCES(X, kind) X(kind, 1, 1) X(kind, 1, 2) X(kind, 2, 1) X(kind, 2, 2)
+#define V_SIDE_INSTANCES V_INSTANCES
+#define V_S8_INSTANCES V_INSTANCES
+#define V_INT_INSTANCES V_INSTANCES
+#define V_FLOAT_LANES 2
+#define V_INT_LANES 2
+#define V_INT_ALONE 2
+#define V_S8_LANES 2
+#endif
+
 #define V_INSTANCE_float(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { blocks_float(kind, T, L, j); }
 #define V_INSTANCE_int(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { blocks_int(kind, T, L, j); }
 #define V_INSTANCE_s8(kind, T, L) static void V_NAME_OF(kind, T, L)(const v_job *j) { blocks_s8(kind, T, L, j); }
