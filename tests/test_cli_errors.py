@@ -66,6 +66,7 @@ def test_options_out_of_range(capfd, tmp_path):
         ([*BENCH[:-1], "0", "--log", str(tmp_path / "log")], "is no log of ouro bench"),
         (["generate", "x", "-n", "0"], "max_new_tokens is 0, expected 1 or more"),
         (["generate", "x", "--exit-rule", "entropie:1"], "there is no exit rule 'entropie'"),
+        (["generate", "x", "--exit-rule", "x" + "é" * 300], "é�', expected one of never, q, state_delta"),
     ):
         status, lines = said(capfd, command)
         assert status == 1 and message in lines[-1], lines

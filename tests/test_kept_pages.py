@@ -1,5 +1,7 @@
 """Key/value pages are kept between calls (docs/engine.md): fewer touches of new memory, the same bits."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,24 @@ def test_an_engine_may_use_what_is_kept():
         assert engine.submit(ids, max_new_tokens=4, eos_token_id=[]).result().token_ids == expected
         assert engine.stats.cache_bytes + model._core.kept_pages() == kept
     assert model._core.kept_pages() == kept
+
+
+def test_threads_that_share_kept_pages_take_turns():
+    """Whoever comes second is given the rows behind those of the first, or is told that there are none."""
+    model, ids = ouro.load("ouro-tiny"), np.arange(1, 90, dtype=np.int32)
+    whole = model.trace(ids.tolist()).states[:, 0]
+
+    def run(kept, n):
+        return model._core.trace([ids[:n]], 4, 0, 512, None, None, kept)[0][:, 0]
+
+    for _ in range(8):
+        kept = ouro._core.Kept(model._core, 89, 4)
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.submit(run, kept, 40), threads.submit(run, kept, 89)
+            rows = second.result()
+            np.testing.assert_array_equal(rows, whole[:, 89 - rows.shape[1] :])
+            if rows.shape[1] == 49:
+                np.testing.assert_array_equal(first.result(), whole[:, :40])
+            else:
+                with pytest.raises(ValueError, match="sequence 0 has 40 tokens"):
+                    first.result()

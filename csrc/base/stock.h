@@ -27,7 +27,7 @@ void *ouro_stock_take(ouro_stock *s);
 /* A block back, p not NULL: kept, or to the system when enough is kept. */
 void ouro_stock_give(ouro_stock *s, void *p);
 
-/* Makes and touches blocks beforehand until `bytes` are kept, or as many as the limit allows; the bytes that are kept. */
+/* Makes and touches blocks beforehand until `bytes` are kept, or as many as the limit and the system allow; the bytes that are kept. */
 size_t ouro_stock_fill(ouro_stock *s, size_t bytes);
 
 size_t ouro_stock_kept(ouro_stock *s);

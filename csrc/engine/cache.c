@@ -43,7 +43,7 @@ void ouro_page_release(ouro_page_budget *b, ouro_page *p)
 
 size_t ouro_cache_bytes(const ouro_kv_layout *y, int n, int n_steps)
 {
-    return (size_t)((n + OURO_BLOCK - 1) / OURO_BLOCK) * (size_t)n_steps * y->page_bytes;
+    return ((size_t)n + OURO_BLOCK - 1) / OURO_BLOCK * (size_t)n_steps * y->page_bytes;
 }
 
 int ouro_sequence_init(ouro_sequence *s, ouro_page_budget *b, int n_steps, const int32_t *tokens, int n)

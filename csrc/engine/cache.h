@@ -43,7 +43,8 @@ void ouro_page_release(ouro_page_budget *b, ouro_page *p);
 
 int ouro_sequence_init(ouro_sequence *s, ouro_page_budget *b, int n_steps, const int32_t *tokens, int n);
 void ouro_sequence_fini(ouro_sequence *s);
-/* Pages for positions 0..n-1 at every step, and room for as many tokens. OURO_ERR_MEMORY with the numbers when the budget or the system has none. */
+/* Pages for positions 0..n-1 at every step, and room for as many tokens. OURO_ERR_MEMORY with the numbers when the budget or
+ * the system has none. */
 int ouro_sequence_reserve(ouro_sequence *s, int n);
 int ouro_sequence_append(ouro_sequence *s, int32_t token);
 /* The next block, at every step, from pages [n_steps] that already hold its positions: shared, and not written again. */

@@ -76,7 +76,7 @@ static int unknown(const char *name)
     char known[256] = "";
     for (int i = 0, at = 0; i < N_RULES && at < (int)sizeof known; i++)
         at += snprintf(known + at, sizeof known - (size_t)at, "%s%s", i ? ", " : "", RULES[i].name);
-    return ouro_fail(OURO_ERR_ARGUMENT, "there is no exit rule '%s', expected one of %s", name, known);
+    return ouro_fail(OURO_ERR_ARGUMENT, "there is no exit rule '%.80s', expected one of %s", name, known);
 }
 
 int ouro_exit_check(const ouro_exit_rule *r)

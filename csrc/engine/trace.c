@@ -49,6 +49,16 @@ static size_t row_of(const trace_run *x, int step, place p)
     return ((size_t)step * (size_t)t->batch + (size_t)p.row) * (size_t)t->pos + (size_t)(p.pos - first_of(t));
 }
 
+static int check_turns(const ouro_trace *t)
+{
+    if (t->turns && (t->n_turns < 1 || t->n_turns > OURO_MAX_STEPS))
+        return ouro_fail(OURO_ERR_ARGUMENT, "a program has %d passes, expected 1 to %d", t->n_turns, OURO_MAX_STEPS);
+    for (int e = 0; t->turns && e < t->n_turns; e++)
+        if (t->turns[e].step < 0 || t->turns[e].step >= t->n_steps)
+            return ouro_fail(OURO_ERR_ARGUMENT, "a program names step %d, expected 0 to %d", t->turns[e].step, t->n_steps - 1);
+    return OURO_OK;
+}
+
 static int check_kept(const ouro_trace *t)
 {
     int turns = t->turns ? t->n_turns : t->n_steps;
@@ -67,12 +77,8 @@ static int check(const ouro_workspace *ws, const ouro_trace *t)
                          t->n_steps, OURO_MAX_STEPS);
     if (!t->tokens || !t->lengths || !t->states || !t->gate_logit)
         return ouro_fail(OURO_ERR_ARGUMENT, "tokens, lengths, states and gate_logit must not be NULL");
-    for (int e = 0; t->turns && e < t->n_turns; e++)
-        if (t->turns[e].step < 0 || t->turns[e].step >= t->n_steps)
-            return ouro_fail(OURO_ERR_ARGUMENT, "a program names step %d, expected 0 to %d", t->turns[e].step, t->n_steps - 1);
-    if (t->turns && (t->n_turns < 1 || t->n_turns > OURO_MAX_STEPS))
-        return ouro_fail(OURO_ERR_ARGUMENT, "a program has %d passes, expected 1 to %d", t->n_turns, OURO_MAX_STEPS);
-    int status = check_kept(t), first = first_of(t);
+    int status = check_turns(t), first = first_of(t);
+    if (status == OURO_OK) status = check_kept(t);
     if (status != OURO_OK) return status;
     for (int b = 0; b < t->batch; b++) {
         if (t->lengths[b] <= first || t->lengths[b] - first > t->pos)

@@ -31,7 +31,7 @@
  *         four successive k of a row are one 32-bit word
  *   INT4  [2 groups][16] bf16 scales (padded likewise), then per 64 k: [8][16][4] bytes; the low nibble of byte
  *         (v, row, j) is q + 8 of k = 4 v + j, the high nibble of k = 32 + 4 v + j
- * kpad is cols rounded up to 8 (F32, BF16) or to 128 (INT8, INT4); padding holds zero weights.
+ * kpad is cols rounded up to 8 (F32, BF16, S8) or to 128 (INT8, INT4); padding holds zero weights.
  *
  * In weights a tile is contiguous, and few lanes read several tiles as so many streams. A block of the cache is too short for
  * that: its tiles stand side by side, the first units of all tiles before the second ones, and it is one stream in whatever
@@ -76,8 +76,9 @@ typedef struct ouro_acts {
 typedef void (*ouro_matmul_fn)(const ouro_matrix *w, int tile0, int tile1, const ouro_acts *x, int lane0, int lane1,
                                float *out, size_t out_stride, const float *kept);
 
-/* n matrices of one layout with tiles side by side, F32 or BF16, one after the other: for i in 0..n-1 what matmul makes of all tiles
- * of w[i] and the activations i * x_step bytes behind x, kept + i * kept_step. Sums stay in registers between them. */
+/* n matrices of one layout with tiles side by side one after the other: for i in 0..n-1 what matmul makes of all tiles of w[i] and
+ * the activations i * x_step bytes behind x, kept + i * kept_step. Sums of F32 and BF16 stay in registers between them where there
+ * are several groups of lanes. */
 typedef void (*ouro_chain_fn)(const ouro_matrix *w, int n, const ouro_acts *x, size_t x_step, int lane0, int lane1, float *out,
                               size_t out_stride, const float *kept, size_t kept_step);
 

@@ -7,8 +7,8 @@
  *   INT8     the same in s8, one element after the other, and one f32 scale per position for K and for V
  *
  * One lane reads a block from its first byte to its last, and the blocks of several heads one behind the other: a stream
- * that the hardware follows. A page is zero when new, so that masked positions hold finite numbers. A *side row* is the key and value of one
- * position outside of any page (a speculative token): [layer][kv head][K, V][d_head] in the type of the page.
+ * that the hardware follows. A page is zero when new, so that masked positions hold finite numbers. A *side row* is the key
+ * and value of one position outside of any page (a speculative token): [layer][kv head][K, V][d_head] in the type of the page.
  */
 #ifndef OURO_MODEL_KV_H
 #define OURO_MODEL_KV_H

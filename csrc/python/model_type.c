@@ -292,7 +292,9 @@ static PyObject *model_trace(PyObject *o, PyObject *args)
         return PyErr_Format(PyExc_ValueError, "n_steps is %d, expected 1 to %d", n_steps, OURO_MAX_STEPS);
     if (!batch_init(&b, sequences)) return NULL;
     const ouro_config *c = &self->model->config;
-    if (!read_turns(program, &turns, &n_turns, &layers)) goto done;
+    int locked = 0;
+    if (!read_turns(program, &turns, &n_turns, &layers) || !(locked = ouro_model_lock(self))) goto done;
+    /* from here on no other thread moves what is kept */
     int rows = b.longest - (kept && kept->done < b.longest ? kept->done : 0);
     npy_intp shape[4] = {n_steps, b.n, rows, c->d_model};
     states = ouro_new_floats(4, shape, b.ragged);
@@ -309,15 +311,14 @@ static PyObject *model_trace(PyObject *o, PyObject *args)
                         .turns = turns, .n_turns = n_turns, .observer = observer, .kept = kept};
         poll_clock clock = {0};
         int status;
-        if (!ouro_model_lock(self)) goto done;
         Py_BEGIN_ALLOW_THREADS
         status = ouro_trace_run(self->ws, &t, ouro_poll_signals, &clock);
         Py_END_ALLOW_THREADS
-        ouro_model_unlock(self);
         if (status != OURO_OK) ouro_raise(status);
         else result = PyTuple_Pack(3, states, gate, logits ? logits : Py_None);
     }
 done:
+    if (locked) ouro_model_unlock(self);
     batch_fini(&b);
     PyMem_Free(turns);
     Py_XDECREF(layers);

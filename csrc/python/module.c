@@ -3,6 +3,7 @@
 #include "python/common.h"
 
 #include <math.h>
+#include <string.h>
 #include <time.h>
 
 #include "base/cpu.h"
@@ -38,7 +39,10 @@ PyObject *ouro_raise(int status)
 {
     if (PyErr_Occurred()) return NULL;
     PyObject *type = exception_of(status);
-    PyErr_SetString(type, ouro_last_error());
+    const char *detail = ouro_last_error();          /* what it names may be cut off inside a character */
+    PyObject *text = PyUnicode_DecodeUTF8(detail, (Py_ssize_t)strlen(detail), "replace");
+    if (text) PyErr_SetObject(type, text);
+    Py_XDECREF(text);
     Py_DECREF(type);
     return NULL;
 }

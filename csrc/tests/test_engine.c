@@ -1,6 +1,7 @@
 /* test_engine.c - a small random model through the C API: one answer for any threads, batch, chunk and speculation;
  * refusals; cancelling.
  */
+#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -172,6 +173,43 @@ static void test_refusals(void)
     CHECK(ouro_model_new(&bad, OURO_BFLOAT16, &f, NULL, &m) == OURO_ERR_ARGUMENT && strstr(ouro_last_error(), "d_head"));
     f.layers = OURO_INT8;
     CHECK(ouro_model_new(&config, OURO_BFLOAT16, &f, NULL, &m) == OURO_ERR_ARGUMENT);
+}
+
+/* What is kept for a sequence belongs to one number of passes and of positions, and only grows. */
+static void test_kept(void)
+{
+    enum { N = 70, D = 72 };
+    ouro_model *m = random_model(OURO_BFLOAT16);
+    ouro_workspace *ws = workspace(m, 1);
+    CHECK(ouro_cache_bytes(&ws->kv, 0, T) == 0 && ouro_cache_bytes(&ws->kv, N, T) == 2 * T * ws->kv.page_bytes);
+    CHECK(ouro_cache_bytes(&ws->kv, INT_MAX, 1) / ws->kv.page_bytes == 1u << 25);
+    ouro_kept *kept;
+    CHECK(ouro_kept_new(ws, 0, T, &kept) == OURO_ERR_ARGUMENT && ouro_kept_new(ws, N, OURO_MAX_STEPS + 1, &kept) == OURO_ERR_ARGUMENT);
+    CHECK(ouro_kept_new(ws, 257, T, &kept) == OURO_ERR_CONTEXT && ouro_kept_new(ws, N, T, &kept) == OURO_OK);
+    int32_t ids[N], length = 65;
+    const int32_t *tokens = ids;
+    for (int i = 0; i < N; i++) ids[i] = i * 7 % V;
+    float *states = calloc((size_t)T * N * D, sizeof *states), gates[T * N], last[T * D];
+    ouro_trace t = {.tokens = &tokens, .lengths = &length, .batch = 1, .pos = N, .n_steps = T, .max_lanes = 64, .states = states,
+                    .gate_logit = gates, .kept = kept};
+    CHECK(ouro_trace_run(ws, &t, NULL, NULL) == OURO_OK && kept->done == 65);
+    CHECK(ouro_trace_run(ws, &t, NULL, NULL) == OURO_ERR_SHAPE && strstr(ouro_last_error(), "expected 66"));
+    length = N + 1;
+    CHECK(ouro_trace_run(ws, &t, NULL, NULL) == OURO_ERR_ARGUMENT);
+    length = 66, t.pos = 1, t.n_steps = T - 1;
+    CHECK(ouro_trace_run(ws, &t, NULL, NULL) == OURO_ERR_ARGUMENT && kept->done == 65);
+    t.n_steps = T, t.states = last;
+    CHECK(ouro_trace_run(ws, &t, NULL, NULL) == OURO_OK && kept->done == 66);
+    t.kept = NULL, t.pos = N, t.states = states;
+    CHECK(ouro_trace_run(ws, &t, NULL, NULL) == OURO_OK);
+    for (int s = 0; s < T; s++)
+        EXPECT(!memcmp(last + s * D, states + (size_t)(s * N + 65) * D, D * sizeof *last), "step %d has other bits", s);
+    t.turns = &(ouro_turn){0}, t.n_turns = OURO_MAX_STEPS + 1;               /* refused before its passes are looked at */
+    CHECK(ouro_trace_run(ws, &t, NULL, NULL) == OURO_ERR_ARGUMENT && strstr(ouro_last_error(), "passes"));
+    free(states);
+    ouro_kept_free(kept);
+    ouro_workspace_free(ws);
+    ouro_model_free(m);
 }
 
 /* Random arrivals, cancels and settings on one engine: each request that ends by itself gives what it gives alone. */
@@ -408,6 +446,7 @@ int main(void)
     test_one_answer(OURO_BFLOAT16, &p);
     test_lookup();
     test_refusals();
+    test_kept();
     test_random_schedules();
     test_prefix();
     test_prefix_makes_room();
