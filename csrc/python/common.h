@@ -75,6 +75,13 @@ int ouro_format_by_name(const char *name);
 PyObject *ouro_model_save(PyObject *model, PyObject *args);
 extern PyMethodDef ouro_packed_functions[];
 
+/* model_memory.c: methods of Model */
+PyObject *ouro_model_info(PyObject *model, PyObject *unused);
+PyObject *ouro_model_kept_pages(PyObject *model, PyObject *unused);
+PyObject *ouro_model_reserve_pages(PyObject *model, PyObject *args);
+PyObject *ouro_model_read_weights(PyObject *model, PyObject *unused);
+PyObject *ouro_model_free_pages(PyObject *model, PyObject *unused);
+
 /* A new C-contiguous float32 array; filled with NaN when `blank`. */
 PyObject *ouro_new_floats(int nd, const npy_intp *shape, int blank);
 

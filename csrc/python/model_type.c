@@ -3,9 +3,6 @@
 #include "python/exits.h"
 
 #include "base/cpu.h"
-#include "base/memory.h"
-#include "bench/limits.h"
-#include "engine/cache.h"
 #include "engine/trace.h"
 #include "tap/plan.h"
 
@@ -283,8 +280,8 @@ static PyObject *model_trace(PyObject *o, PyObject *args)
     int n_steps, want, max_lanes, n_turns;
     ouro_turn *turns;
     batch b;
-    if (!PyArg_ParseTuple(args, "Oiii|OOO", &sequences, &n_steps, &want, &max_lanes, &plan, &program, &kept_in) || !ouro_model_is_ready(self)
-        || !ouro_kept_of(self, kept_in, &kept))
+    if (!PyArg_ParseTuple(args, "Oiii|OOO", &sequences, &n_steps, &want, &max_lanes, &plan, &program, &kept_in)
+        || !ouro_model_is_ready(self) || !ouro_kept_of(self, kept_in, &kept))
         return NULL;
     const ouro_observer *observer = NULL;
     if (!ouro_plan_of(self, plan, &observer)) return NULL;
@@ -386,117 +383,31 @@ static PyObject *model_readout(PyObject *o, PyObject *args)
     return result;
 }
 
-/* ---- facts ------------------------------------------------------------------------------------------------------- */
-
-static PyObject *model_info(PyObject *o, PyObject *unused)
-{
-    (void)unused;
-    model_object *self = (model_object *)o;
-    const ouro_model *m = self->model;
-    size_t layers = 0;
-    for (int l = 0; l < m->config.n_layers; l++) {
-        const ouro_layer *y = &m->layers[l];
-        layers += ouro_matrix_bytes(&y->qkv) + ouro_matrix_bytes(&y->o) + ouro_matrix_bytes(&y->gate_up) + ouro_matrix_bytes(&y->down);
-    }
-    size_t head = ouro_matrix_bytes(&m->head), embed = m->config.tied ? 0 : ouro_matrix_bytes(&m->embed);
-    const ouro_formats *f = &m->formats;
-    return Py_BuildValue("{s:s,s:i,s:n,s:n,s:n,s:n,s:n,s:n,s:s,s:O,s:{s:s,s:s,s:s,s:s,s:s}}", "kernels", m->kernels->name, "threads",
-                         self->ws ? self->ws->n_threads : 0, "weight_bytes", (Py_ssize_t)m->arena_bytes, "layer_bytes",
-                         (Py_ssize_t)layers, "head_bytes", (Py_ssize_t)head, "embed_bytes", (Py_ssize_t)embed,
-                         "kv_page_bytes", self->ws ? (Py_ssize_t)self->ws->kv.page_bytes : (Py_ssize_t)0,
-                         "workspace_bytes", self->ws ? (Py_ssize_t)self->ws->bytes : (Py_ssize_t)0, "blas",
-                         self->blas ? ouro_blas_config(self->blas) : "", "mapped", m->map.data ? Py_True : Py_False,
-                         "formats", "layers", ouro_format_name((int)f->layers), "o", ouro_format_name((int)f->o), "down",
-                         ouro_format_name((int)f->down), "head", ouro_format_name((int)f->head), "embed",
-                         ouro_format_name((int)f->embed));
-}
-
-/* kept_pages() and free_pages() -> bytes; any thread, also while another runs the model */
-static PyObject *model_kept_pages(PyObject *o, PyObject *unused)
-{
-    (void)unused;
-    model_object *self = (model_object *)o;
-    return PyLong_FromSize_t(self->ws ? ouro_stock_kept(&self->ws->pages) : 0);
-}
-
-/* reserve_pages(n_positions) -> bytes that are kept then */
-static PyObject *model_reserve_pages(PyObject *o, PyObject *args)
-{
-    model_object *self = (model_object *)o;
-    int n;
-    if (!PyArg_ParseTuple(args, "i", &n) || !ouro_model_is_ready(self)) return NULL;
-    if (n < 0) return PyErr_Format(PyExc_ValueError, "n_tokens is %d, expected 0 or more", n);
-    size_t bytes = ouro_cache_bytes(&self->ws->kv, n, self->model->config.n_steps), kept = ouro_stock_kept(&self->ws->pages);
-    if (bytes > OURO_KEPT_PAGES) bytes = OURO_KEPT_PAGES;
-    if (bytes > kept && bytes - kept > ouro_available_memory())
-        return PyErr_Format(PyExc_MemoryError, "pages of %d tokens need %zu more bytes, %zu are free", n, bytes - kept,
-                            ouro_available_memory());
-    Py_BEGIN_ALLOW_THREADS
-    kept = ouro_stock_fill(&self->ws->pages, bytes);
-    Py_END_ALLOW_THREADS
-    return PyLong_FromSize_t(kept);
-}
-
-/* read_weights() -> bytes, seconds: a plain read of the layers' weights by the model's threads, what a pass can not go below */
-static PyObject *model_read_weights(PyObject *o, PyObject *unused)
-{
-    (void)unused;
-    model_object *self = (model_object *)o;
-    if (!ouro_model_is_ready(self)) return NULL;
-    int n_layers = self->model->config.n_layers, status = OURO_ERR_MEMORY, n = 0;
-    double seconds = 0.0;
-    size_t bytes = 0;
-    ouro_extent *extents = calloc((size_t)n_layers * 4, sizeof *extents);
-    if (!extents) return PyErr_NoMemory();
-    for (int l = 0; l < n_layers; l++) {
-        const ouro_layer *y = &self->model->layers[l];
-        const ouro_matrix *all[] = {&y->qkv, &y->o, &y->gate_up, &y->down};
-        for (int i = 0; i < 4; i++, n++) {
-            extents[n] = (ouro_extent){all[i]->data, ouro_matrix_bytes(all[i])};
-            bytes += extents[n].bytes;
-        }
-    }
-    int locked = ouro_model_lock(self);
-    if (locked) {
-        Py_BEGIN_ALLOW_THREADS
-        status = ouro_map_check(&self->model->map);
-        if (status == OURO_OK) status = ouro_measure_extents(self->ws->pool, extents, n, &seconds);
-        Py_END_ALLOW_THREADS
-        ouro_model_unlock(self);
-    }
-    free(extents);
-    if (!locked) return NULL;
-    return status == OURO_OK ? Py_BuildValue("nd", (Py_ssize_t)bytes, seconds) : ouro_raise(status);
-}
-
-static PyObject *model_free_pages(PyObject *o, PyObject *unused)
-{
-    (void)unused;
-    model_object *self = (model_object *)o;
-    size_t freed = 0;
-    Py_BEGIN_ALLOW_THREADS
-    if (self->ws) freed = ouro_stock_empty(&self->ws->pages);
-    Py_END_ALLOW_THREADS
-    return PyLong_FromSize_t(freed);
-}
-
 static PyMethodDef methods[] = {
     {"put", model_put, METH_VARARGS, "put($self, tensor, layer, dtype, row0, data, /)\n--\n\nPacks whole rows of one tensor."},
     {"put_int4", model_put_int4, METH_VARARGS,
      "put_int4($self, tensor, layer, scales, q, /)\n--\n\nPacks a matrix of a layer that is quantised already."},
-    {"finish", model_finish, METH_VARARGS, "finish($self, threads, kv_dtype, blas=None, /)\n--\n\nChecks that all weights came; readies the model."},
+    {"finish", model_finish, METH_VARARGS,
+     "finish($self, threads, kv_dtype, blas=None, /)\n--\n\n"
+     "Checks that all weights came; readies the model."},
     {"weight", model_weight, METH_VARARGS,
      "weight($self, tensor, layer, row0, n_rows, /)\n--\n\nRows of one tensor as they are stored, float32."},
-    {"trace", model_trace, METH_VARARGS, "trace($self, sequences, n_steps, logits, max_lanes, plan=None, program=None, kept=None, /)\n--\n\nStates, gate logits and logits by step."},
+    {"trace", model_trace, METH_VARARGS,
+     "trace($self, sequences, n_steps, logits, max_lanes, plan=None, program=None, kept=None, /)\n--\n\n"
+     "States, gate logits and logits by step."},
     {"exit_steps", ouro_model_exit_steps, METH_VARARGS,
      "exit_steps($self, states, gate_logit, kind, threshold, min_steps, delay, rule, /)\n--\n\nThe step at which an exit rule lets each position go."},
-    {"readout", model_readout, METH_VARARGS, "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
+    {"readout", model_readout, METH_VARARGS,
+     "readout($self, states, want_logits, /)\n--\n\nLogits, entropy, log sum exp and top token of states."},
     {"save", ouro_model_save, METH_VARARGS, "save($self, path, progress=None, /)\n--\n\nWrites the packed weights as one file."},
-    {"kept_pages", model_kept_pages, METH_NOARGS, "kept_pages($self)\n--\n\nBytes of cache pages that no request holds and that are kept for the next."},
-    {"reserve_pages", model_reserve_pages, METH_VARARGS, "reserve_pages($self, n_positions, /)\n--\n\nMakes cache pages beforehand; the bytes that are kept then."},
-    {"read_weights", model_read_weights, METH_NOARGS, "read_weights($self)\n--\n\nReads the layers' weights once: bytes, seconds."},
-    {"free_pages", model_free_pages, METH_NOARGS, "free_pages($self)\n--\n\nGives the kept cache pages back to the system; their bytes."},
-    {"info", model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},
+    {"kept_pages", ouro_model_kept_pages, METH_NOARGS,
+     "kept_pages($self)\n--\n\nBytes of cache pages that no request holds and that are kept for the next."},
+    {"reserve_pages", ouro_model_reserve_pages, METH_VARARGS,
+     "reserve_pages($self, n_positions, /)\n--\n\nMakes cache pages beforehand; the bytes that are kept then."},
+    {"read_weights", ouro_model_read_weights, METH_NOARGS, "read_weights($self)\n--\n\nReads the layers' weights once: bytes, seconds."},
+    {"free_pages", ouro_model_free_pages, METH_NOARGS,
+     "free_pages($self)\n--\n\nGives the kept cache pages back to the system; their bytes."},
+    {"info", ouro_model_info, METH_NOARGS, "info($self)\n--\n\nSizes by part, kernels and threads in use."},
     {NULL, NULL, 0, NULL},
 };
 
