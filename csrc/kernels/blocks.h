@@ -2,7 +2,7 @@
  * one block after the other for `groups` groups of L lanes: what they share is worked out once.
  *
  * The T * L accumulators stay in registers from the first k to the last (int8 and int4 keep the integer sums there
- * and, for large blocks, the float ones in the output). Each accumulator is the one chain that the specification
+ * and, for large blocks, the float ones in a scratch). Each accumulator is the one chain that the specification
  * asks for, so the shape of the block never shows in the result. T and L are constants in every instance; drive.h
  * chooses among the instances.
  */

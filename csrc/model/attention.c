@@ -20,6 +20,8 @@
 #define CHAIN 4
 #define CHAIN_ROWS 13            /* fewer rows are worked on all at once as it is */
 
+_Static_assert(OURO_ATTEND_ROWS >= OURO_MAX_GROUP, "the query heads of a kv head of one lane are a unit");
+
 /* Per-thread scratch, each part 64-byte aligned. */
 typedef struct scratch {
     ouro_acts q;                 /* [ROWS] queries, f32: scores are where rounding would show most */
