@@ -21,14 +21,13 @@ static double now(void)
 
 typedef struct measurement {
     ouro_pool *pool;
-    int rounds;
-    double *rates;                               /* extents: seconds */
-    uint8_t *data;                               /* read: [bytes] */
-    size_t bytes;
-    const ouro_extent *extents;                  /* extents: [n_extents] */
+    const ouro_extent *extents;                  /* read: [n_extents] */
     int n_extents;
     ouro_read_loop read;
-    ouro_peak_loop loop;                              /* peak */
+    double seconds;
+    int rounds;                                  /* peak: [rounds] */
+    double *rates;
+    ouro_peak_loop loop;
     int64_t turns;
 } measurement;
 
@@ -41,22 +40,17 @@ static size_t own_part(size_t all, int thread, int n_threads, size_t *bytes)
     return begin * 512;
 }
 
-static void read_region(void *context, int thread, int n_threads)
+/* each thread touches its own part first */
+typedef struct buffer { uint8_t *data; size_t bytes; } buffer;
+
+static void touch_region(void *context, int thread, int n_threads)
 {
-    measurement *m = context;
-    size_t bytes;
-    uint8_t *p = m->data + own_part(m->bytes, thread, n_threads, &bytes);
-    memset(p, thread + 1, bytes);
-    for (int r = 0; r < m->rounds; r++) {
-        ouro_pool_barrier(m->pool, thread);
-        double begin = now();
-        atomic_fetch_xor(&sink, m->read(p, bytes));
-        ouro_pool_barrier(m->pool, thread);
-        if (thread == 0) m->rates[r] = (double)m->bytes / (now() - begin);
-    }
+    const buffer *b = context;
+    size_t bytes, at = own_part(b->bytes, thread, n_threads, &bytes);
+    memset(b->data + at, thread + 1, bytes);
 }
 
-static void extents_region(void *context, int thread, int n_threads)
+static void read_region(void *context, int thread, int n_threads)
 {
     measurement *m = context;
     uint64_t of_all = 0;
@@ -68,7 +62,7 @@ static void extents_region(void *context, int thread, int n_threads)
     }
     atomic_fetch_xor(&sink, of_all);
     ouro_pool_barrier(m->pool, thread);
-    if (thread == 0) m->rates[0] = now() - begin;
+    if (thread == 0) m->seconds = now() - begin;
 }
 
 static void peak_region(void *context, int thread, int n_threads)
@@ -83,22 +77,29 @@ static void peak_region(void *context, int thread, int n_threads)
     }
 }
 
-int ouro_measure_read(ouro_pool *pool, size_t bytes, int rounds, double *rates)
+int ouro_measure_extents(ouro_pool *pool, const ouro_extent *extents, int n, double *seconds)
 {
-    measurement m = {.pool = pool, .rounds = rounds, .rates = rates, .bytes = bytes / 512 * 512, .read = ouro_read_loop_of_machine()};
-    if (rounds < 1 || m.bytes == 0)
-        return ouro_fail(OURO_ERR_ARGUMENT, "expected at least 512 bytes and 1 round, got %zu and %d", bytes, rounds);
-    m.data = bytes <= ouro_available_memory() ? ouro_big_alloc(m.bytes) : NULL;
-    if (!m.data) return ouro_fail(OURO_ERR_MEMORY, "no memory for a buffer of %zu bytes to read", bytes);
+    measurement m = {.pool = pool, .extents = extents, .n_extents = n, .read = ouro_read_loop_of_machine()};
     int status = ouro_pool_run(pool, read_region, &m);
-    ouro_big_free(m.data, m.bytes);
+    *seconds = m.seconds;
     return status;
 }
 
-int ouro_measure_extents(ouro_pool *pool, const ouro_extent *extents, int n, double *seconds)
+int ouro_measure_read(ouro_pool *pool, size_t bytes, int rounds, double *rates)
 {
-    measurement m = {.pool = pool, .rates = seconds, .extents = extents, .n_extents = n, .read = ouro_read_loop_of_machine()};
-    return ouro_pool_run(pool, extents_region, &m);
+    buffer b = {.bytes = bytes / 512 * 512};
+    if (rounds < 1 || b.bytes == 0)
+        return ouro_fail(OURO_ERR_ARGUMENT, "expected at least 512 bytes and 1 round, got %zu and %d", bytes, rounds);
+    b.data = bytes <= ouro_available_memory() ? ouro_big_alloc(b.bytes) : NULL;
+    if (!b.data) return ouro_fail(OURO_ERR_MEMORY, "no memory for a buffer of %zu bytes to read", bytes);
+    int status = ouro_pool_run(pool, touch_region, &b);
+    for (int r = 0; status == OURO_OK && r < rounds; r++) {
+        double seconds;
+        status = ouro_measure_extents(pool, &(ouro_extent){b.data, b.bytes}, 1, &seconds);
+        rates[r] = (double)b.bytes / seconds;
+    }
+    ouro_big_free(b.data, b.bytes);
+    return status;
 }
 
 int ouro_measure_peak(ouro_pool *pool, ouro_unit unit, int rounds, double *rates)
